@@ -291,7 +291,10 @@ class EvaluationConfig:
     """Measurements before, during and after training, on images kept out of it."""
 
     heldout: str | None = None
-    """Source of images on which agreement with the teacher is measured; the report shows them too."""
+    """Source of images kept out of training, on which agreement with the teacher is measured. Default: the part that
+    the training source itself sets aside, or else `heldout_count` images taken out of it."""
+    heldout_count: int = 32
+    """Images taken out of the training source when it sets none aside; 0 measures no agreement."""
     labelled: str | None = None
     """Source of labelled images for k-NN (folder per class, or a source that carries labels)."""
     size: int = 224
@@ -300,6 +303,10 @@ class EvaluationConfig:
     """Steps between evaluations during training; 0: only before and after."""
     pictures: int = 12
     """Held-out images shown in the report."""
+
+    def __post_init__(self) -> None:
+        _check(self.size >= 1 and self.every >= 0, "evaluation.size must be at least 1, evaluation.every 0 or more.")
+        _check(self.heldout_count >= 0 and self.pictures >= 0, "evaluation counts must be 0 or more.")
 
 
 @dataclass(frozen=True)

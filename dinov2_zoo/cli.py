@@ -1,0 +1,109 @@
+"""Command line: parse into typed configuration, call, exit code. No logic of its own lives here."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import jsonargparse
+
+from dinov2_zoo.errors import ConfigError, ZooError
+
+T = TypeVar("T")
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What a recipe gets besides its configuration."""
+
+    resume: bool
+    """Continue the run that the run folder holds."""
+
+
+class _Formatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults and types, and leaves the recipe's abstract as it was written."""
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    """Turns an unknown option or key into an error that names the nearest one."""
+
+    def error(self, message: str, ex: BaseException | None = None) -> NoReturn:
+        raise ConfigError(_explain(message, option_names(self)))
+
+
+def option_names(parser: jsonargparse.ArgumentParser) -> list[str]:
+    """Dotted names of every option of a parser."""
+    return sorted({s[2:] for action in parser._actions for s in action.option_strings if s.startswith("--")})
+
+
+def _explain(message: str, names: Sequence[str]) -> str:
+    """Shorten jsonargparse's message and add the nearest option name where a name was unknown."""
+    words = " ".join(message.split()) or "The command line is not understood."
+    unknown = re.search(r"[Uu]nrecognized arguments: (.+)", message) or re.search(
+        r"[Kk]ey (?:'|\")?([\w.]+)(?:'|\")? is not expected|does not accept option '([\w.]+)'", message
+    )
+    if unknown is None:
+        return f"{words} See --help for every option."
+    word = next(g for g in unknown.groups() if g).split()[0]
+    asked = word.lstrip("-").split("=")[0]
+    # A nested key may be reported by its last part only: compare with both spellings.
+    candidates = {name: name for name in names} | {name.rsplit(".", 1)[-1]: name for name in reversed(names)}
+    near = difflib.get_close_matches(asked, list(candidates), n=1, cutoff=0.5)
+    hint = f"did you mean `{candidates[near[0]]}`?" if near else "see --help for every option."
+    return f"Unknown option `{asked}`: {hint}"
+
+
+def parse(
+    config_class: type[T],
+    argv: Sequence[str] | None = None,
+    *,
+    description: str = "",
+    default_config: Path | None = None,
+) -> tuple[T, Arguments]:
+    """Parse a command line into a checked configuration.
+
+    Args:
+        config_class: A frozen dataclass of `dinov2_zoo.config`.
+        argv: Arguments without the program's name; None reads `sys.argv`.
+        description: First lines of `--help`.
+        default_config: YAML file read first, unless `--config` names another.
+
+    Returns:
+        The configuration and the arguments that are not part of it.
+
+    Raises:
+        ConfigError: An option is unknown (the nearest is named), malformed or out of range.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = _Parser(description=description, usage="%(prog)s [--config FILE] [--resume] [--option VALUE ...]", formatter_class=_Formatter)
+    shown = f" (default: {default_config.name})" if default_config else ""
+    parser.add_argument("--config", action="config", help=f"YAML file of settings; options override it{shown}")
+    parser.add_argument("--resume", action="store_true", help="continue the run that the run folder holds")
+    parser.add_class_arguments(config_class, None)
+    if default_config is not None and not any(a == "--config" or a.startswith("--config=") for a in argv):
+        argv = ["--config", str(default_config), *argv]
+    namespace = parser.parse_args(argv)
+    arguments = Arguments(resume=namespace.pop("resume"))
+    namespace.pop("config")
+    values = parser.instantiate_classes(namespace)
+    fields = {f.name: values[f.name] for f in dataclasses.fields(config_class)}  # pyright: ignore[reportArgumentType]
+    return config_class(**fields), arguments
+
+
+def run(main: Callable[[], Any]) -> NoReturn:
+    """Run a recipe's main; a user's error is printed as one sentence, without a traceback, and exits with 2."""
+    try:
+        main()
+    except ZooError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
+    raise SystemExit(0)

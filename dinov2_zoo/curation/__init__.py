@@ -1,0 +1,1 @@
+"""From a raw pool of images to a curated training set."""

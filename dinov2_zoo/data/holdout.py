@@ -1,0 +1,51 @@
+"""Keep some images out of training, so that agreement is measured on photos the student has never seen."""
+
+import torch
+from PIL import Image
+
+from dinov2_zoo.data.sources import Source
+from dinov2_zoo.errors import DataError
+
+
+class Subset:
+    """Some images of a source, in a given order."""
+
+    def __init__(self, source: Source, indices: list[int]) -> None:
+        self.source = source
+        self.indices = indices
+        self.labels = None if source.labels is None else [source.labels[i] for i in indices]
+        self.classes = source.classes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> bytes | Image.Image:
+        """Raw image number `index` of this subset."""
+        return self.source.read(self.indices[index])
+
+    def name(self, index: int) -> str:
+        """Name of image number `index` of this subset."""
+        return self.source.name(self.indices[index])
+
+
+def hold_out(source: Source, count: int, seed: int) -> tuple[Source, Source]:
+    """Split a source at random into the images to train on and `count` images to measure on.
+
+    Args:
+        source: All images.
+        count: Images to keep out; the split depends on `seed` and the source's length only.
+        seed: Seed of the choice.
+
+    Returns:
+        (training images, held-out images).
+
+    Raises:
+        DataError: Fewer than twice `count` images.
+    """
+    if len(source) < 2 * count:
+        raise DataError(
+            f"{len(source)} images are too few to keep {count} out of training: "
+            "lower evaluation.heldout_count, or name other images with evaluation.heldout."
+        )
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed)).tolist()
+    return Subset(source, sorted(order[count:])), Subset(source, sorted(order[:count]))

@@ -1,0 +1,93 @@
+"""Class features of every image of a source, once, for k-NN and whatever else needs only those."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from dinov2_zoo.data.batch import Skipped
+from dinov2_zoo.data.decode import DecodeError, decode
+from dinov2_zoo.data.preprocess import eval_image
+from dinov2_zoo.data.sources import Source
+from dinov2_zoo.errors import DataError
+from dinov2_zoo.evaluation.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class Features:
+    """Class features of the images of a source that could be decoded, in the source's order, on the CPU."""
+
+    features: Float[Tensor, "n D"]
+    labels: Int64[Tensor, " n"] | None
+    """Labels of the same images; None for a source without labels."""
+    skipped: list[Skipped]
+    """Images left out, with the reason."""
+
+
+def class_features(
+    encoder: Encoder,
+    source: Source,
+    *,
+    size: int = 224,
+    batch_size: int = 64,
+    indices: Sequence[int] | None = None,
+    workers: int = 4,
+) -> Features:
+    """Encode a source's images and keep their class tokens.
+
+    Images are prepared as for evaluation (short side to size * 256/224, centre crop); the next batch is decoded in
+    threads while the encoder works on this one. An image that cannot be decoded is left out and reported.
+
+    Args:
+        encoder: The model.
+        source: Images.
+        size: Side of the prepared image, pixels.
+        batch_size: Images per forward pass.
+        indices: Which images, in which order; default all.
+        workers: Decoding threads.
+
+    Raises:
+        DataError: Not one image could be decoded.
+    """
+    indices = range(len(source)) if indices is None else indices
+    kept: list[int] = []
+    skipped: list[Skipped] = []
+    outputs: list[Tensor] = []
+    for numbers, results in _prepared(source, indices, size, batch_size, workers):
+        images: list[Tensor] = []
+        for number, result in zip(numbers, results, strict=True):
+            if isinstance(result, DecodeError):
+                skipped.append(Skipped(number, source.name(number), str(result)))
+            else:
+                images.append(result)
+                kept.append(number)
+        if images:
+            outputs.append(encoder(torch.stack(images)).class_token.cpu())
+    if not outputs:
+        raise DataError(f"None of {len(indices)} images could be decoded: check the path of the evaluated images.")
+    labels = None if source.labels is None else torch.tensor([source.labels[i] for i in kept])
+    return Features(torch.cat(outputs), labels, skipped)
+
+
+def _prepared(
+    source: Source, indices: Sequence[int], size: int, batch_size: int, workers: int
+) -> Iterator[tuple[Sequence[int], list[Tensor | DecodeError]]]:
+    """Batches of (image numbers, prepared image or what was wrong with it), one batch ahead of the consumer."""
+
+    def prepare(index: int) -> Tensor | DecodeError:
+        try:
+            return eval_image(decode(source.read(index)), size)
+        except DecodeError as error:
+            return error
+
+    with ThreadPoolExecutor(workers) as pool:
+        batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+        ahead = pool.map(prepare, batches[0]) if batches else iter(())
+        for number, batch in enumerate(batches):
+            results, ahead = ahead, iter(())
+            if number + 1 < len(batches):
+                ahead = pool.map(prepare, batches[number + 1])
+            yield batch, list(results)

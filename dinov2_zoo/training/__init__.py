@@ -1,0 +1,1 @@
+"""One training loop and what it stands on: processes and devices, parameter groups, schedules, EMA, state, log."""

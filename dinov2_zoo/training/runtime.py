@@ -1,0 +1,320 @@
+"""Processes, devices, precision and sharding: the only file that knows accelerate.
+
+accelerate starts the processes, picks the device and speaks to the trackers. Sharding is torch's own `fully_shard`,
+branch by branch, because accelerate's `prepare` takes one model and we have three (student, EMA, frozen teacher), and
+because it has no FSDP on CPU and does not say so. From accelerate's FSDP plugin we take settings and nothing else.
+"""
+
+import contextlib
+import gc
+import logging
+import os
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from dinov2_zoo.config import RuntimeConfig
+from dinov2_zoo.errors import ConfigError, TrainingError
+
+T = TypeVar("T")
+
+# Unit of sharding inside a branch: our transformer block, and timm's, bear this class name.
+BLOCK = "Block"
+
+
+class Runtime:
+    """Where a run runs: one process or many, CPU or GPU, fp32 or bf16. Make it first, before any model.
+
+    It seeds torch's global generator with `config.seed`, so that every process draws the same first weights.
+    Use it as a context manager, or call `shutdown` at the end.
+
+    Args:
+        config: Devices, precision, threads, seed.
+        trackers: Names of trackers that accelerate knows, such as "tensorboard".
+        run_dir: Folder that trackers write to.
+
+    Raises:
+        ConfigError: A tracker, the launcher's precision or its FSDP settings cannot be had.
+        TrainingError: The launcher started several processes, but each believes that it is alone.
+    """
+
+    device: torch.device
+    rank: int
+    world_size: int
+    precision: Literal["bf16", "fp32"]
+
+    def __init__(self, config: RuntimeConfig, *, trackers: Sequence[str] = (), run_dir: Path | str | None = None):
+        self.config = config
+        _check_trackers(trackers)
+        _check_launcher(config)
+        # cpu=True also cures a trap: launched with an FSDP or multi-GPU file on a machine without GPU, accelerate
+        # would give each process world size 1, that is, as many independent trainings as processes.
+        cpu = config.cpu or not torch.cuda.is_available() or _flag("ACCELERATE_USE_CPU")
+        self._accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision="no",  # autocast and sharding policies are ours, see `autocast` and `shard`
+            log_with=list(trackers) or None,
+            project_dir=str(run_dir) if run_dir is not None else None,
+        )
+        # accelerate says "cpu:0", which torch's device meshes do not take for the CPU.
+        self.device = torch.device("cpu") if cpu else self._accelerator.device
+        self.rank = self._accelerator.process_index
+        self.world_size = self._accelerator.num_processes
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if launched != self.world_size:
+            self.shutdown()
+            raise TrainingError(
+                f"{launched} processes were launched, but each of them is on its own (world size {self.world_size}): "
+                "launch with `accelerate launch --config_file recipes/configs/accelerate/ddp.yaml`."
+            )
+        self._fsdp = FullyShardedDataParallelPlugin() if _flag("ACCELERATE_USE_FSDP") else None
+        self.precision = choose_precision(config.precision, self.device)
+        self.threads = config.threads or max(1, len(_cores()) // self._local_processes())
+        # `accelerate launch` sets OMP_NUM_THREADS=1, which would leave all cores but one idle.
+        torch.set_num_threads(self.threads)
+        torch.manual_seed(config.seed)
+        self._tracking = False
+        self._closed = False
+
+    def __enter__(self) -> "Runtime":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # After an error the other processes may be gone: waiting for them in `shutdown` would hang.
+        if kind is None:
+            self.shutdown()
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one process that prints and writes shared files."""
+        return self.rank == 0
+
+    def _local_processes(self) -> int:
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self.world_size > 1 else 1
+
+    # ---------------------------------------------------------------- models
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Context in which matrix products run in bf16, or nothing at fp32 (float64 weights then stay float64)."""
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def shard(self, module: nn.Module) -> nn.Module:
+        """Move a module to the device and, with several processes, shard each of its children; in place.
+
+        Each child (student, teacher, EMA) becomes a root of its own, its blocks inside it, so it must be called
+        through its `forward`. With accelerate's FSDP file, `fsdp_reshard_after_forward` decides whether blocks are
+        freed between forward and backward; otherwise they stay gathered, which costs memory and saves time.
+        Copies (the EMA) must be made before, optimizers after.
+
+        Raises:
+            TrainingError: The processes hold different weights.
+        """
+        module.to(self.device)
+        if self.world_size > 1:
+            self._check_same_weights(module)
+            names = {BLOCK, *((self._fsdp.transformer_cls_names_to_wrap or ()) if self._fsdp else ())}
+            reshard = bool(self._fsdp.reshard_after_forward) if self._fsdp else False
+            # The mesh is explicit, for the default one would take the GPU even where we were told to stay on the CPU.
+            mesh = init_device_mesh(self.device.type, (self.world_size,), mesh_dim_names=("data",))
+            # Blocks travel and compute in bf16. Inputs are not cast, so that the residual stream stays fp32, just as
+            # under autocast on one process. What is outside the blocks (positions, final norm, heads with their
+            # prototypes) is small or sensitive: it is gathered in fp32 and autocast decides. On CPU autocast decides
+            # everywhere, because there layer_norm does not take bf16 weights with fp32 inputs.
+            block_policy, root_policy = MixedPrecisionPolicy(), MixedPrecisionPolicy()
+            if self.precision == "bf16" and self.device.type == "cuda":
+                half, full = torch.bfloat16, torch.float32
+                block_policy = MixedPrecisionPolicy(half, full, full, cast_forward_inputs=False)
+                root_policy = MixedPrecisionPolicy(None, full, full, cast_forward_inputs=False)
+            for branch in module.children():
+                for block in [m for m in branch.modules() if type(m).__name__ in names]:
+                    fully_shard(block, mesh=mesh, reshard_after_forward=reshard, mp_policy=block_policy)
+                fully_shard(branch, mesh=mesh, reshard_after_forward=reshard, mp_policy=root_policy)
+        if self.config.compile:
+            for block in module.modules():
+                if BLOCK in {c.__name__ for c in type(block).__mro__}:
+                    block.compile()
+        return module
+
+    def _check_same_weights(self, module: nn.Module) -> None:
+        """Each process shards its own copy, so copies that differ would become a patchwork, silently."""
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for tensor in module.parameters():
+            total += tensor.detach().double().sum()
+        spread = torch.stack([total, -total])
+        dist.all_reduce(spread, dist.ReduceOp.MAX)
+        if self.any_true(spread.sum().item() != 0):
+            raise TrainingError(
+                "The processes start from different weights: make models after Runtime, which seeds them alike."
+            )
+
+    def full_state_dict(self, branch: nn.Module) -> dict[str, Tensor]:
+        """All weights of a branch as whole CPU tensors, for export. Every process must call it; only rank 0 gets them.
+
+        Returns:
+            Parameters and buffers by name on rank 0, an empty dict elsewhere.
+        """
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        # Unsharded, torch hands out the live tensors when they are on the CPU already.
+        state = cast(dict[str, Tensor], get_model_state_dict(branch, options=options))
+        return {name: tensor.detach().clone() for name, tensor in state.items()} if self.is_main else {}
+
+    # ---------------------------------------------------------------- processes
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        if self.world_size > 1:
+            self._accelerator.wait_for_everyone()
+
+    def any_true(self, flag: bool) -> bool:
+        """True on every process if `flag` is true on any."""
+        if self.world_size == 1:
+            return flag
+        shared = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(shared, dist.ReduceOp.MAX)
+        return bool(shared.item())
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of a tensor over processes, in place where there are several."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """Mean over processes of scalars on the device: one reduction and one transfer to the host."""
+        if not values:
+            return {}
+        stacked = self.sum(torch.stack([v.detach().double() for v in values.values()])) / self.world_size
+        return dict(zip(values, stacked.tolist(), strict=True))
+
+    def gather(self, value: T) -> list[T]:
+        """A picklable object from every process, in rank order, on every process."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's picklable object, on every process."""
+        if self.world_size == 1:
+            return value
+        shared: list[Any] = [value]
+        dist.broadcast_object_list(shared, src=0)
+        return shared[0]
+
+    @contextlib.contextmanager
+    def main_first(self) -> Generator[None, None, None]:
+        """Let rank 0 run the block before the others: for downloads and unpacking into a shared cache."""
+        if not self.is_main:
+            self.barrier()
+        yield
+        if self.is_main:
+            self.barrier()
+
+    # ---------------------------------------------------------------- trackers and the end
+
+    def start_trackers(self, name: str, config: Mapping[str, Any]) -> None:
+        """Open the trackers for a run; `config` is its nested settings."""
+        self._accelerator.init_trackers(name, config=_flat(config))
+        self._tracking = True
+
+    def track(self, values: Mapping[str, float], step: int) -> None:
+        """Send numbers to the trackers; nothing happens where none was started."""
+        if self._tracking:
+            self._accelerator.log(dict(values), step=step)
+
+    def shutdown(self) -> None:
+        """End the run: close trackers, leave the process group. Let go of models and batches before."""
+        if getattr(self, "_closed", False):
+            return
+        self._closed = True
+        # Two-process CPU runs that had gathered weights died at exit in one of eight cases (gloo's threads still held
+        # finished work); waiting, then freeing tensors before the group is left, brought that to 0 of 32.
+        self._accelerator.wait_for_everyone()
+        self._accelerator.free_memory()
+        gc.collect()
+        self._accelerator.end_training()
+        # accelerate keeps its state for the whole Python process; another Runtime would get a group that is gone.
+        AcceleratorState._reset_state(reset_partial_state=True)  # pyright: ignore[reportPrivateUsage]
+
+
+def choose_precision(asked: Literal["auto", "bf16", "fp32"], device: torch.device) -> Literal["bf16", "fp32"]:
+    """Settle precision: a setting wins, then `accelerate launch --mixed_precision bf16`, then what the device has."""
+    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked != "auto":
+        return asked
+    return "bf16" if launcher == "bf16" or _has_bf16(device) else "fp32"
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # torch has no public question for this. Without these instructions bf16 on CPU is emulated, slower than fp32.
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    probes = [getattr(torch.cpu, name, None) for name in names]
+    return any(probe() for probe in probes if probe is not None)
+
+
+def _check_trackers(trackers: Sequence[str]) -> None:
+    """Refuse what accelerate would drop: it leaves out a tracker whose package is missing without a word."""
+    have = sorted(str(t) for t in get_available_trackers())
+    for name in trackers:
+        if name not in have:
+            raise ConfigError(
+                f"Tracker `{name}` is unknown to accelerate or its package is not installed (here: "
+                f"{', '.join(have) or 'none'}): `pip install {name}`, or choose another in log.trackers."
+            )
+    logging.getLogger("accelerate.tracking").setLevel(logging.ERROR)
+
+
+def _check_launcher(config: RuntimeConfig) -> None:
+    """Refuse what a launcher asks for and we would not do."""
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in ("no", "bf16"):
+        raise ConfigError(f"Mixed precision {precision} is not supported: launch with --mixed_precision bf16 or no.")
+    if precision == "bf16" and config.precision == "fp32":
+        raise ConfigError(
+            "The launcher asks for bf16 and runtime.precision for fp32: "
+            "drop --mixed_precision bf16, or set runtime.precision to auto."
+        )
+    if not _flag("ACCELERATE_USE_FSDP"):
+        return
+    if os.environ.get("FSDP_VERSION", "2") != "2":
+        raise ConfigError("Only FSDP version 2 is supported: set fsdp_version: 2 in accelerate's configuration file.")
+    for setting in ("offload_params", "activation_checkpointing"):
+        if _flag(f"FSDP_{setting.upper()}"):
+            raise ConfigError(f"fsdp_{setting} is not supported: set it to false in accelerate's configuration file.")
+
+
+def _flag(name: str) -> bool:
+    return os.environ.get(name, "false").lower() in ("true", "1", "yes")
+
+
+def _cores() -> set[int]:
+    """Cores this process may use: fewer than the machine has, in a container."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, int | float | str | bool]:
+    """Nested settings as dotted names with plain values, all that trackers store."""
+    flat: dict[str, int | float | str | bool] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(cast(Mapping[str, Any], value), f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, int | float | str | bool) else str(value)
+    return flat

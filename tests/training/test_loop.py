@@ -1,0 +1,124 @@
+import json
+
+import pytest
+import tiny_run
+import torch
+
+from dinov2_zoo.errors import TrainingError
+from dinov2_zoo.training.loop import train
+
+
+def weights(state):
+    return {name: tensor.detach().clone() for name, tensor in state.tensors().items()}
+
+
+def run(runtime, steps=30, *, optim=None, log=None, hooks=(), **batching):
+    optim = optim or tiny_run.config(steps)
+    state = tiny_run.start(runtime, optim)
+    log = log or tiny_run.silent_log(optim.steps)
+    train(runtime, state, tiny_run.batches(optim.steps, accumulate=optim.accumulate, **batching), log, hooks)
+    return state
+
+
+def test_the_loss_falls_and_lines_tell_it(runtime, tmp_path):
+    state = run(runtime, 60, log=tiny_run.silent_log(60, tmp_path))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 61)) and state.step == 60
+    assert lines[-1]["loss"] < 0.5 * lines[0]["loss"]
+    assert lines[-1]["match"] == pytest.approx(lines[-1]["loss"])
+    assert lines[0]["lr"] == 0.0 and lines[2]["lr"] == pytest.approx(state.schedules.lr(2))
+    assert lines[5]["images_per_second"] > 0 and lines[5]["gradient_norm/backbone"] > 0
+
+
+def test_a_line_is_the_mean_since_the_last_line(runtime, tmp_path):
+    every, tenth = tmp_path / "every", tmp_path / "tenth"
+    run(runtime, 20, log=tiny_run.silent_log(20, every))
+    log = tiny_run.silent_log(20, tenth)
+    log.config = type(log.config)(every=10, progress=False)
+    run(runtime, 20, log=log)
+    fine = [json.loads(line)["loss"] for line in (every / "metrics.jsonl").read_text().splitlines()]
+    coarse = [json.loads(line)["loss"] for line in (tenth / "metrics.jsonl").read_text().splitlines()]
+    assert coarse == pytest.approx([sum(fine[:10]) / 10, sum(fine[10:]) / 10], rel=1e-6)
+
+
+def test_teacher_stands_still_and_ema_follows_the_student(runtime):
+    optim = tiny_run.config(5, ema_momentum=(0.5, 0.5), warmup_steps=0)
+    state = tiny_run.start(runtime, optim)
+    teacher = [p.clone() for p in state.module.teacher.parameters()]
+    expected = [p.clone() for p in state.ema.parameters()]
+
+    def follow(state, _):
+        for e, s in zip(expected, state.student.parameters(), strict=True):
+            e.mul_(0.5).add_(s.detach(), alpha=0.5)
+
+    train(runtime, state, tiny_run.batches(5), tiny_run.silent_log(5), [follow])
+    assert all(torch.equal(a, b) for a, b in zip(teacher, state.module.teacher.parameters(), strict=True))
+    torch.testing.assert_close(list(state.ema.parameters()), expected)
+    assert not torch.equal(state.ema.projector.weight, state.student.projector.weight)
+
+
+def test_accumulation_equals_one_large_batch(runtime, float64):
+    whole = run(runtime, optim=tiny_run.config(8))
+    parts = run(runtime, optim=tiny_run.config(8, accumulate=2))
+    for name, tensor in whole.tensors().items():
+        if name != "steps_seen":
+            torch.testing.assert_close(parts.tensors()[name], tensor, rtol=0, atol=1e-12)
+
+
+def test_clipping_is_done_with_the_configured_norm(runtime, tmp_path, float64):
+    free = run(runtime, optim=tiny_run.config(3, warmup_steps=0, clip_norm=1e9))
+    tight = run(runtime, optim=tiny_run.config(3, warmup_steps=0, clip_norm=1e-9))
+    # AdamW's eps makes vanishing gradients vanishing updates: weight decay aside, nothing moves.
+    torch.manual_seed(0)
+    first = tiny_run.Match().student.projector.weight
+    assert (tight.student.projector.weight - first).abs().max() < 0.2 * (
+        free.student.projector.weight - first
+    ).abs().max()
+
+
+def test_a_bad_loss_stops_the_run_before_the_update(runtime, tmp_path):
+    state = tiny_run.start(runtime, tiny_run.config(10))
+    state.module.poison_from = 3
+    seen = {}
+    with pytest.raises(
+        TrainingError, match=r"Step 3, not finite: loss, match.*learning rate .*samples 24, 25"
+    ) as error:
+        train(
+            runtime,
+            state,
+            tiny_run.batches(10),
+            tiny_run.silent_log(10, tmp_path),
+            [lambda state, _: seen.update(weights(state))],
+        )
+    assert "resume from the last checkpoint" in str(error.value)
+    assert state.step == 3
+    after = weights(state)
+    assert all(torch.equal(seen[name], after[name]) for name in seen if name != "steps_seen")
+    record = json.loads((tmp_path / "bad_batch.json").read_text())
+    assert record["step"] == 3 and record["sample_ids"] == list(range(24, 32))
+
+
+def test_a_bad_gradient_of_a_finite_loss_stops_the_run(runtime):
+    state = tiny_run.start(runtime, tiny_run.config(10))
+    state.student.projector.bias.register_hook(lambda g: g * float("inf"))
+    before = weights(state)
+    with pytest.raises(TrainingError, match="the gradient"):
+        train(runtime, state, tiny_run.batches(10), tiny_run.silent_log(10))
+    assert all(torch.equal(before[n], t) for n, t in weights(state).items() if n != "steps_seen")
+
+
+def test_data_that_ends_early_is_an_error(runtime):
+    state = tiny_run.start(runtime, tiny_run.config(10))
+    with pytest.raises(TrainingError, match="ended at step 4 of 10"):
+        train(runtime, state, tiny_run.batches(4), tiny_run.silent_log(10))
+
+
+def test_hooks_see_every_step_and_training_mode_comes_back(runtime):
+    seen = []
+
+    def hook(state, line):
+        seen.append((state.step, "loss" in line, state.student.training))
+        state.module.eval()
+
+    run(runtime, optim=tiny_run.config(3), log=tiny_run.silent_log(3), hooks=[hook])
+    assert seen == [(1, True, True), (2, True, True), (3, True, True)]
