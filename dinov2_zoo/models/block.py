@@ -1,0 +1,42 @@
+"""One pre-norm transformer block: x += ls1(attn(norm1 x)); x += ls2(mlp(norm2 x))."""
+
+from functools import partial
+
+from jaxtyping import Float
+from timm.layers import GluMlp, LayerScale, Mlp
+from torch import Tensor, nn
+
+from dinov2_zoo.config import ModelConfig
+from dinov2_zoo.models.attention import Attention
+from dinov2_zoo.models.packing import Packing
+
+LayerNorm = partial(nn.LayerNorm, eps=1e-6)  # official: 1e-6 everywhere
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each with LayerScale. It is also the unit that is sharded and compiled.
+
+    DINOv2's distillation has no stochastic depth, so there is none here.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.embed_dim
+        self.norm1 = LayerNorm(dim)
+        self.attn = Attention(dim, config.num_heads)
+        self.ls1 = LayerScale(dim, config.layer_scale)
+        self.norm2 = LayerNorm(dim)
+        self.mlp = feed_forward(config)
+        self.ls2 = LayerScale(dim, config.layer_scale)
+
+    def forward(self, x: Float[Tensor, "total D"], packing: Packing) -> Float[Tensor, "total D"]:
+        """Transform a packed row of tokens."""
+        x = x + self.ls1(self.attn(self.norm1(x), packing))
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+def feed_forward(config: ModelConfig) -> nn.Module:
+    """GELU MLP, or SwiGLU: silu(first half) * second half of one packed projection."""
+    if config.ffn == "mlp":
+        return Mlp(config.embed_dim, config.ffn_hidden)
+    return GluMlp(config.embed_dim, 2 * config.ffn_hidden, act_layer=nn.SiLU, gate_last=False)

@@ -1,0 +1,78 @@
+"""What sits on a backbone during training only: heads with prototypes, and the projector into a teacher's space."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from dinov2_zoo.config import HeadConfig
+
+
+class PrototypeHead(nn.Module):
+    """Tokens to unit vectors that meet K weight-normed prototypes (official `dino_head.py`, with its parameter names).
+
+    The product of the two, [tokens, K], is left to the losses: at K = 131,072 it should never exist as a whole.
+
+    Args:
+        dim: Width of the tokens.
+        config: Prototypes K, hidden width, bottleneck width.
+    """
+
+    def __init__(self, dim: int, config: HeadConfig) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, config.hidden),
+            nn.GELU(),
+            nn.Linear(config.hidden, config.hidden),
+            nn.GELU(),
+            nn.Linear(config.hidden, config.bottleneck),
+        )
+        self.last_layer = Prototypes(config)
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... d"]:
+        """Unit vectors of the bottleneck, in fp32 or better."""
+        return F.normalize(at_least_fp32(self.mlp(x)), dim=-1)
+
+    def prototypes(self) -> Float[Tensor, "K d"]:
+        """The prototypes; logits are `head(x) @ head.prototypes().T`."""
+        return self.last_layer()
+
+
+class Prototypes(nn.Module):
+    """Weight-normed prototypes: weight_g * weight_v / |weight_v|, lengths [K, 1] and directions [K, d]."""
+
+    def __init__(self, config: HeadConfig) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(config.prototypes, 1))
+        self.weight_v = nn.Parameter(torch.empty(config.prototypes, config.bottleneck))
+        # Only the direction counts: torch's own initialisation of a linear layer, which the official code has here.
+        nn.init.kaiming_uniform_(self.weight_v, a=5**0.5)
+
+    def forward(self) -> Float[Tensor, "K d"]:
+        """The prototypes."""
+        return self.weight_g * F.normalize(self.weight_v, dim=-1)
+
+
+class FeatureProjector(nn.Module):
+    """Two linear maps from a student's class and patch tokens into its teacher's (standardised) space.
+
+    Args:
+        class_dim: Width of the student's class token.
+        patch_dim: Width of the student's patch tokens.
+        teacher_dim: Width of the teacher's tokens.
+    """
+
+    def __init__(self, class_dim: int, patch_dim: int, teacher_dim: int) -> None:
+        super().__init__()
+        self.class_token = nn.Linear(class_dim, teacher_dim)
+        self.patches = nn.Linear(patch_dim, teacher_dim)
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Leave half precision behind: what follows divides by small temperatures or sums over many tokens."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,113 @@
+"""Students by name: one of our Vision Transformers, or any network of timm's."""
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, overload
+
+import timm
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dinov2_zoo.errors import ConfigError
+from dinov2_zoo.models.vision_transformer import VisionTransformer
+from dinov2_zoo.models.zoo import model_config
+
+TIMM = "timm:"
+
+
+def build_student(name: str, img_size: int) -> "VisionTransformer | TimmStudent":
+    """A student with random weights.
+
+    Args:
+        name: One of `list_models()`, or "timm:<name>".
+        img_size: Side of the global crops, pixels: the patch grid that its positions cover.
+
+    Raises:
+        ConfigError: There is no such model, or it does not take such images.
+    """
+    if name.startswith(TIMM):
+        return TimmStudent(name.removeprefix(TIMM), img_size)
+    return VisionTransformer(replace(model_config(name), img_size=img_size))
+
+
+class TimmStudent(nn.Module):
+    """A timm network whose outputs bear our names, so that it can be distilled by features.
+
+    Its class feature is what `timm_model(images)` returns with `num_classes=0`: the class token or the pooled map.
+
+    Args:
+        name: Any of `timm.list_models()`.
+        img_size: Side of the images it will mostly see, pixels.
+
+    Raises:
+        ConfigError: timm has no such model, it does not take images of that side, or it has no square feature map.
+    """
+
+    def __init__(self, name: str, img_size: int) -> None:
+        super().__init__()
+        self.name = name
+        self.net = _create(name, img_size)
+        self.embed_dim = int(self.net.num_features)  # pyright: ignore[reportArgumentType]
+        self.net.eval()
+        try:
+            with torch.no_grad():
+                probe = self.forward_features(torch.zeros(1, 3, img_size, img_size))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise ConfigError(
+                f"{name} does not take images of {img_size} pixels ({error}): set crops.global_size to a size it takes."
+            ) from error
+        self.net.train()
+        self.class_dim = probe["x_norm_clstoken"].shape[-1]
+
+    @overload
+    def forward_features(self, x: Tensor) -> dict[str, Any]: ...
+    @overload
+    def forward_features(self, x: Sequence[Tensor]) -> list[dict[str, Any]]: ...
+    def forward_features(self, x: Tensor | Sequence[Tensor]) -> dict[str, Any] | list[dict[str, Any]]:
+        """As `VisionTransformer.forward_features`: x_norm_clstoken [B, class_dim] and x_norm_patchtokens [B, N, D]."""
+        if not isinstance(x, Tensor):
+            return [self.forward_features(images) for images in x]
+        features = self.net.forward_features(x)  # pyright: ignore[reportCallIssue]
+        return {
+            "x_norm_clstoken": self.net.forward_head(features, pre_logits=True),  # pyright: ignore[reportCallIssue]
+            "x_norm_patchtokens": self._patches(features),
+        }
+
+    def _patches(self, features: Tensor) -> Float[Tensor, "B N D"]:
+        """The feature map as a row-major square grid of tokens, prefix tokens left out."""
+        if features.ndim == 3:
+            prefix: int = getattr(self.net, "num_prefix_tokens", 0)
+            features = features[:, prefix:]
+        elif features.shape[1] == self.embed_dim:  # [B, D, h, w]
+            features = features.flatten(2).transpose(1, 2)
+        else:  # [B, h, w, D]
+            features = features.flatten(1, 2)
+        if math.isqrt(features.shape[1]) ** 2 != features.shape[1]:
+            raise ConfigError(f"{self.name} has no square feature map: choose a network whose map is a grid.")
+        return features
+
+    def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        """The class feature."""
+        return self.forward_features(x)["x_norm_clstoken"]
+
+
+def _create(name: str, img_size: int) -> nn.Module:
+    """The network with random weights and no classifier, at this image size where it has one."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
+        hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()."
+        raise ConfigError(f"timm has no model `{name}`: {hint}")
+    # Transformers have positions for one size and may resample them; convolutional networks know no size.
+    for options in ({"img_size": img_size, "dynamic_img_size": True}, {"img_size": img_size}, {}):
+        try:
+            return timm.create_model(name, pretrained=False, num_classes=0, **options)  # pyright: ignore[reportArgumentType]
+        except TypeError:  # this family does not know the option
+            continue
+        except (AssertionError, ValueError) as error:
+            raise ConfigError(
+                f"{name} does not take images of {img_size} pixels ({error}): set crops.global_size to a size it takes."
+            ) from error
+    raise ConfigError(f"timm cannot build {name} without weights: choose another student.")
