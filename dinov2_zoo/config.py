@@ -196,8 +196,12 @@ class FeaturesConfig:
     """Share of 1 - cosine in each term."""
     smooth_l1_weight: float = 0.5
     """Share of smooth-L1 in each term."""
-    normalisation_momentum: float = 0.99
-    """Momentum of the running mean and deviation by which teacher features are standardised, per channel."""
+    fit_images: int = 1024
+    """Images, over all processes, on which the teacher's statistics and the projector's first weights are computed
+    before the first step (chosen here: more changes neither)."""
+
+    def __post_init__(self) -> None:
+        _check(self.fit_images >= 1, "objective.features.fit_images must be at least 1.")
 
 
 @dataclass(frozen=True)

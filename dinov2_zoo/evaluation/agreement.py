@@ -1,7 +1,6 @@
 """How well a student's tokens stand in for its teacher's, on images that neither it nor its projector has seen."""
 
 import dataclasses
-import math
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from dinov2_zoo.errors import DataError
 from dinov2_zoo.evaluation.encoder import Tokens
+from dinov2_zoo.models.grid import resample_grid
 
 NEIGHBOURS = 5
 
@@ -106,14 +106,3 @@ def neighbour_overlap(
 
     shared = (nearest(a)[:, :, None] == nearest(b)[:, None, :]).sum()
     return float(shared) / (len(queries) * k)
-
-
-def resample_grid(patches: Float[Tensor, "B N D"], count: int) -> Float[Tensor, "B M D"]:
-    """Patch tokens of a square grid, resampled bilinearly to a square grid of `count` patches."""
-    if patches.shape[1] == count:
-        return patches
-    side, wanted = math.isqrt(patches.shape[1]), math.isqrt(count)
-    if side * side != patches.shape[1] or wanted * wanted != count:
-        raise DataError(f"Grids of {patches.shape[1]} and {count} patches are not square: measure on square images.")
-    grid = patches.transpose(1, 2).unflatten(2, (side, side))
-    return F.interpolate(grid.float(), size=(wanted, wanted), mode="bilinear").flatten(2).transpose(1, 2)

@@ -137,7 +137,7 @@ class Runtime:
                 half, full = torch.bfloat16, torch.float32
                 block_policy = MixedPrecisionPolicy(half, full, full, cast_forward_inputs=False)
                 root_policy = MixedPrecisionPolicy(None, full, full, cast_forward_inputs=False)
-            for branch in module.children():
+            for branch in [m for m in module.children() if next(m.parameters(), None) is not None]:
                 for block in [m for m in branch.modules() if type(m).__name__ in names]:
                     fully_shard(block, mesh=mesh, reshard_after_forward=reshard, mp_policy=block_policy)
                 fully_shard(branch, mesh=mesh, reshard_after_forward=reshard, mp_policy=root_policy)

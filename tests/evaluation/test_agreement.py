@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from dinov2_zoo.errors import DataError
-from dinov2_zoo.evaluation.agreement import MIN_IMAGES, agreement, neighbour_overlap, resample_grid
+from dinov2_zoo.errors import ConfigError, DataError
+from dinov2_zoo.evaluation.agreement import MIN_IMAGES, agreement, neighbour_overlap
 from dinov2_zoo.evaluation.encoder import Tokens
+from dinov2_zoo.models.grid import resample_grid
 
 
 def tokens(images=4, patches=9, dim=6, seed=0):
@@ -73,7 +74,7 @@ def test_a_student_with_another_grid_is_resampled():
     assert coarse[0].tolist() == [[0.5, 0.5], [2.5, 0.5]]
     student, teacher = tokens(patches=4), tokens(patches=16)
     assert agreement(student, Tokens(teacher.class_token, teacher.patches), teacher).patch_cosine == pytest.approx(1)
-    with pytest.raises(DataError, match="not square"):
+    with pytest.raises(ConfigError, match="not square"):
         resample_grid(patches[:, :12], 4)
 
 

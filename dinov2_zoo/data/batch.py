@@ -1,0 +1,51 @@
+"""What the loader hands to the training loop."""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An image that could not be decoded."""
+
+    sample_id: int
+    """Its index in the source."""
+    name: str
+    """Its name in the source: a path, a member of a shard, a row."""
+    reason: str
+    """What is wrong with it, one sentence."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Crops of B images, normalised fp32."""
+
+    global_crops: Float[Tensor, "2 B 3 G G"]
+    """Both global crops."""
+    local_crops: Float[Tensor, "L B 3 l l"]
+    """Local crops; L may be 0."""
+    sample_ids: Int64[Tensor, " B"]
+    """Index in the source of the image that each crop was cut from."""
+    skipped: list[Skipped] = field(default_factory=list)
+    """Images that should have been in this batch but could not be decoded; others took their places."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """The same batch with crops and ids on `device`."""
+        return replace(
+            self,
+            global_crops=self.global_crops.to(device, non_blocking=non_blocking),
+            local_crops=self.local_crops.to(device, non_blocking=non_blocking),
+            sample_ids=self.sample_ids.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory; torch's DataLoader calls it."""
+        return replace(
+            self,
+            global_crops=self.global_crops.pin_memory(),
+            local_crops=self.local_crops.pin_memory(),
+            sample_ids=self.sample_ids.pin_memory(),
+        )

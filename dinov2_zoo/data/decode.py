@@ -1,0 +1,98 @@
+"""Bytes to an upright RGB image, for all that turns up in real folders; DecodeError for what is not an image."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from dinov2_zoo.errors import DataError
+
+# Pixels: PIL's own limit for a warning is half of this number, its limit for an error is this one.
+MAX_PIXELS = 178_956_970
+
+
+class DecodeError(DataError):
+    """One image cannot be decoded; training goes on with another one."""
+
+
+def decode(raw: bytes | Image.Image, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode one image to RGB as a person would see it.
+
+    Turns it upright by its EXIF orientation; of an animation takes the first frame; lays transparency over white;
+    scales 16-bit grey to 8 bits instead of clipping it; understands palettes and CMYK.
+
+    Args:
+        raw: An encoded image, or one that the source has already opened.
+        max_pixels: Largest width * height to accept: a small file can claim to be gigabytes of pixels.
+
+    Raises:
+        DecodeError: No bytes, not an image, damaged or cut off, or larger than `max_pixels`.
+    """
+    if isinstance(raw, bytes) and not raw:
+        raise DecodeError("The file is empty (0 bytes): remove it, or fetch it again.")
+    try:
+        image = _open(raw) if isinstance(raw, bytes) else raw
+        width, height = image.size
+        if width * height > max_pixels:
+            raise DecodeError(
+                f"The image has {width} x {height} = {width * height:,} pixels, more than {max_pixels:,}: "
+                "make it smaller, or remove it."
+            )
+        image.load()
+        return _rgb(_upright(image))
+    except DecodeError:
+        raise
+    # PIL's format plugins raise OSError, SyntaxError, ValueError, struct.error, IndexError, ZeroDivisionError and more
+    # on damaged files; whatever it is, the remedy is the same, and one bad file must not end a run.
+    except Exception as error:
+        reason = str(error).strip().rstrip(".") or type(error).__name__
+        raise DecodeError(f"The image cannot be decoded ({reason}): remove it, or fetch it again.") from error
+
+
+def _open(raw: bytes) -> Image.Image:
+    """Read the header. PIL's own size limit, a process-wide setting, may be lower than ours or switched off."""
+    try:
+        return Image.open(io.BytesIO(raw))
+    except Image.DecompressionBombError as error:
+        raise DecodeError(
+            f"The image is too large ({str(error).rstrip('.')}): make it smaller, or remove it."
+        ) from error
+    except Image.UnidentifiedImageError as error:
+        raise DecodeError(
+            f"The file is not an image of a known format (it starts with {raw[:12]!r}): remove it."
+        ) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn or mirror an image as its EXIF orientation says."""
+    try:
+        return ImageOps.exif_transpose(image)
+    # Metadata are damaged far more often than pixels, and PIL's parser raises whatever it stumbles over.
+    except Exception:
+        return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any of PIL's modes to RGB."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        return _grey(np.asarray(image), image.mode)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        # Transparency over white, as pages show it: the colours below it are arbitrary, often black.
+        layered = image.convert("RGBA")
+        paper = Image.new("RGBA", layered.size, "white")
+        return Image.alpha_composite(paper, layered).convert("RGB")
+    return image.convert("RGB")
+
+
+def _grey(values: np.ndarray, mode: str) -> Image.Image:
+    """16-bit grey, 32-bit integers that hold 8 or 16 bits, or floats, to RGB. PIL's own conversion clips at 255."""
+    numbers = values.astype(np.float64)
+    if mode == "F":
+        # A float picture has no agreed range: 0..1 and 0..255 are both common.
+        numbers = np.nan_to_num(numbers, nan=0.0, posinf=255.0, neginf=0.0)
+        numbers = numbers * 255 if numbers.max(initial=0) <= 1 else numbers
+    elif mode != "I" or numbers.max(initial=0) > 255:
+        numbers = numbers / 257  # 65535 -> 255
+    return Image.fromarray(np.clip(np.round(numbers), 0, 255).astype(np.uint8)).convert("RGB")

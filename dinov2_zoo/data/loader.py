@@ -1,0 +1,203 @@
+"""Training batches that depend on the step alone: not on processes, workers, accumulation or restarts.
+
+The images of all epochs form one endless line; step s of batch size G takes positions s*G .. (s+1)*G - 1 of it, and
+processes and micro-batches cut that range among them. Position p is image number p mod n of epoch p // n, in an order
+drawn from (seed, epoch). So a restart needs no state but the step.
+"""
+
+import signal
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from dinov2_zoo.config import CropConfig, LoaderConfig
+from dinov2_zoo.data.augment import generator
+from dinov2_zoo.data.batch import Batch, Skipped
+from dinov2_zoo.data.crops import multi_crop
+from dinov2_zoo.data.decode import DecodeError, decode
+from dinov2_zoo.data.sources import Source
+from dinov2_zoo.errors import ConfigError, DataError
+
+# Images tried in place of one that cannot be decoded: so many damaged ones in a row are no accident.
+MAX_TRIES = 100
+
+
+class Place(NamedTuple):
+    """A position in the endless line of images."""
+
+    epoch: int
+    slot: int
+    """Position within the epoch's order, 0 to n - 1."""
+
+
+def train_loader(
+    source: Source,
+    crops: CropConfig,
+    loader: LoaderConfig,
+    *,
+    seed: int,
+    accumulate: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
+    start_step: int = 0,
+    steps: int,
+) -> Iterable[Batch]:
+    """This process's micro-batches for steps `start_step` to `steps` - 1, `accumulate` per step.
+
+    Every sample and pixel is the same whatever the number of processes, workers and micro-batches, and after a restart.
+    An image that cannot be decoded is replaced by the next of the epoch's order that can, and reported in the batch.
+
+    Args:
+        source: Images.
+        crops: How to cut them.
+        loader: Batch size per optimizer step over all processes and micro-batches; worker processes.
+        seed: Of the order and of the crops.
+        accumulate: Micro-batches per optimizer step.
+        rank: Number of this process.
+        world_size: Processes.
+        start_step: Finished steps.
+        steps: Steps of the whole run.
+
+    Raises:
+        ConfigError: The batch does not divide among processes and micro-batches.
+        DataError: The source is smaller than a batch; while iterating: hardly an image decodes, or a worker died.
+    """
+    share = accumulate * world_size
+    if loader.batch_size % share:
+        low = loader.batch_size // share * share
+        sizes = f"{low} or {low + share}" if low else f"{share}"
+        raise ConfigError(
+            f"loader.batch_size {loader.batch_size} does not divide among {world_size} processes x {accumulate} "
+            f"micro-batches: use {sizes}."
+        )
+    if len(source) < loader.batch_size:
+        raise DataError(
+            f"{len(source)} images are fewer than one batch of {loader.batch_size}: "
+            "lower loader.batch_size, or give more images."
+        )
+    batches: DataLoader[Batch | DataError] = DataLoader(
+        _CropDataset(source, crops, seed),
+        batch_sampler=_Places(len(source), loader.batch_size, accumulate, rank, world_size, start_step, steps),
+        collate_fn=_as_made,
+        num_workers=loader.workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_interrupts_to_parent,  # torch itself gives each worker one thread
+        generator=torch.Generator(),  # else the loader would draw from, and so move, torch's global generator
+    )
+    return _Stream(batches)
+
+
+@lru_cache(maxsize=2)  # a batch spans two epochs at most
+def epoch_order(length: int, seed: int, epoch: int) -> torch.Tensor:
+    """The order in which an epoch shows the images, int64 [length]."""
+    return torch.randperm(length, generator=generator("order", seed, epoch))
+
+
+class _Places:
+    """The batch sampler: which places this process's micro-batches take, in turn."""
+
+    def __init__(
+        self, length: int, batch_size: int, accumulate: int, rank: int, world_size: int, start_step: int, steps: int
+    ) -> None:
+        self.length = length
+        self.batch_size = batch_size
+        self.accumulate = accumulate
+        self.rank = rank
+        self.world_size = world_size
+        self.start_step = start_step
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return max(0, self.steps - self.start_step) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        micro = self.batch_size // self.accumulate
+        mine = micro // self.world_size
+        for step in range(self.start_step, self.steps):
+            for part in range(self.accumulate):
+                first = step * self.batch_size + part * micro + self.rank * mine
+                yield [Place(*divmod(position, self.length)) for position in range(first, first + mine)]
+
+
+class _CropDataset(Dataset[Batch]):
+    """Makes whole batches. An error for the user is returned: raised in a worker, torch buries it in a traceback."""
+
+    def __init__(self, source: Source, crops: CropConfig, seed: int) -> None:
+        self.source = source
+        self.crops = crops
+        self.seed = seed
+
+    def __getitems__(self, places: list[Place]) -> Batch | DataError:
+        config, count = self.crops, len(places)
+        global_crops = torch.empty(2, count, 3, config.global_size, config.global_size)
+        local_crops = torch.empty(config.local_count, count, 3, config.local_size, config.local_size)
+        ids: list[int] = []
+        skipped: list[Skipped] = []
+        try:
+            for i, place in enumerate(places):
+                sample_id, large, small = self._crops(place, skipped)
+                global_crops[:, i], local_crops[:, i] = large, small
+                ids.append(sample_id)
+        except DataError as error:
+            return error
+        return Batch(global_crops, local_crops, torch.tensor(ids), skipped)
+
+    def _crops(self, place: Place, skipped: list[Skipped]) -> tuple[int, torch.Tensor, torch.Tensor]:
+        """Crops of the image at a place, or of the next good one after it in the same epoch."""
+        length = len(self.source)
+        order = epoch_order(length, self.seed, place.epoch)
+        tries = min(MAX_TRIES, length)
+        for step in range(tries):
+            sample_id = int(order[(place.slot + step) % length])
+            try:
+                image = decode(self.source.read(sample_id))
+            except DecodeError as error:
+                skipped.append(Skipped(sample_id, self.source.name(sample_id), str(error)))
+                continue
+            return sample_id, *multi_crop(image, self.crops, seed=self.seed, epoch=place.epoch, sample_id=sample_id)
+        last = skipped[-1]
+        raise DataError(
+            f"{tries} images in a row could not be decoded; the last one is {last.name}: {last.reason} "
+            "Check that the images are what and where they should be."
+        )
+
+
+class _Stream:
+    """Batches of a DataLoader, with the errors of its workers said plainly."""
+
+    def __init__(self, batches: "DataLoader[Batch | DataError]") -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        iterator = iter(self._batches)
+        while True:
+            try:
+                batch = next(iterator, None)
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise DataError(
+                    "A decoding process was killed, most often for lack of memory: lower loader.workers or "
+                    "loader.batch_size, and in a container give /dev/shm more room."
+                ) from error
+            if batch is None:
+                return
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
+
+def _as_made(batch: Any) -> Any:
+    """Collating is done already; a named function, since workers that are spawned need to import it."""
+    return batch
+
+
+def _leave_interrupts_to_parent(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; only the parent should act on it, and it ends the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,115 @@
+"""A frozen teacher, a student that learns from it, and the student's average that is released: one module.
+
+The average never enters a loss (paper, section 5; maintainers). Nothing is masked and no block is dropped.
+"""
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from dinov2_zoo.config import ObjectiveConfig
+from dinov2_zoo.data.batch import Batch
+from dinov2_zoo.errors import ConfigError
+from dinov2_zoo.models.branch import Branch
+from dinov2_zoo.objectives.closed_form import LinearMap, fit_maps
+from dinov2_zoo.objectives.features import FeaturesObjective
+from dinov2_zoo.objectives.prototypes import PrototypesObjective
+
+
+class Distillation(nn.Module):
+    """Maps a batch to loss terms. Children: `student`, `ema`, `teacher` (each a `Branch`), `objective`.
+
+    Args:
+        student: What learns; with a projector (features) or both heads (prototypes).
+        teacher: Frozen here; with both heads for prototypes.
+        config: Which objective, and its settings.
+
+    Raises:
+        ConfigError: The branches lack what the objective needs, or do not fit each other.
+    """
+
+    def __init__(self, student: Branch, teacher: Branch, config: ObjectiveConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.student = student
+        self.ema = copy.deepcopy(student).requires_grad_(False)
+        self.teacher = teacher.requires_grad_(False)
+        self.objective: FeaturesObjective | PrototypesObjective
+        if config.kind == "features":
+            if student.projector is None:
+                raise ConfigError("Distillation by features needs a student with a projector: give its Branch one.")
+            self.objective = FeaturesObjective(config.features, teacher.backbone.embed_dim)
+        else:
+            dino, ibot = _check_heads(student, teacher)
+            self.objective = PrototypesObjective(config.prototypes, dino_prototypes=dino, ibot_prototypes=ibot)
+        self.train()
+
+    def train(self, mode: bool = True) -> "Distillation":
+        """Set the student's mode; teacher and average stay in evaluation mode."""
+        super().train(mode)
+        self.teacher.eval()
+        self.ema.eval()
+        return self
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Scalar terms, each a mean over this process's images; "loss" is the one to minimise."""
+        crops = [batch.global_crops, batch.local_crops] if len(batch.local_crops) else [batch.global_crops]
+        student = self.student(crops)
+        with torch.no_grad():
+            # Prototypes: the teacher sees global crops only. Features: what the student sees, whatever its size.
+            teacher = self.teacher(crops if isinstance(self.objective, FeaturesObjective) else crops[:1])
+        if isinstance(self.objective, FeaturesObjective):
+            return self.objective(student, teacher)
+        return self.objective(student, teacher, batch)
+
+    def fit_projector(self, batches: Iterable[Batch], *, device: torch.device) -> None:
+        """Give features distillation its statistics and its projector's first weights, before sharding.
+
+        Args:
+            batches: This process's share of some training images.
+            device: Where the module is.
+        """
+        assert isinstance(self.objective, FeaturesObjective)
+        # The average is an equal copy of the student so far, and in evaluation mode.
+        maps = fit_maps(self.ema, self.teacher, batches, device=device)
+        for token, linear_map in zip(("class", "patch"), maps, strict=True):
+            getattr(self.objective, f"{token}_mean").copy_(linear_map.mean)
+            getattr(self.objective, f"{token}_deviation").copy_(linear_map.deviation)
+        for branch in (self.student, self.ema):
+            assert branch.projector is not None
+            _set(branch.projector.class_token, maps[0])
+            _set(branch.projector.patches, maps[1])
+
+
+@torch.no_grad()
+def _set(layer: nn.Linear, linear_map: LinearMap) -> None:
+    layer.weight.copy_(linear_map.weight)
+    layer.bias.copy_(linear_map.bias)
+
+
+def _check_heads(student: Branch, teacher: Branch) -> tuple[int, int]:
+    """K of both heads.
+
+    Raises:
+        ConfigError: A head is missing, K differs, or the grids differ.
+    """
+    counts: list[int] = []
+    for name, mine, theirs in (("dino", student.dino, teacher.dino), ("ibot", student.ibot, teacher.ibot)):
+        if mine is None or theirs is None:
+            raise ConfigError(
+                "Distillation by prototypes needs heads on both sides, and Meta published none: pass the heads of a "
+                "teacher you trained with --heads FILE, or use --objective.kind features."
+            )
+        k, wanted = len(mine.last_layer.weight_g), len(theirs.last_layer.weight_g)
+        if k != wanted:
+            raise ConfigError(f"The student's {name} head has {k} prototypes, its teacher's {wanted}: set {wanted}.")
+        counts.append(k)
+    patches = [getattr(branch.backbone, "patch_size", None) for branch in (student, teacher)]
+    if patches[0] != patches[1]:
+        raise ConfigError(
+            f"Patches of {patches[0]} and {patches[1]} pixels give different grids, and prototypes are matched patch by "
+            "patch: take a student with the teacher's patch, or --objective.kind features."
+        )
+    return counts[0], counts[1]
