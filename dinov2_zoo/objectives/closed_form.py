@@ -52,13 +52,15 @@ class Moments:
             y: Teacher tokens.
             weight: How much each pair counts, [n]; default 1.
         """
-        weighted = x if weight is None else x * weight[:, None]
-        self.sums["n"] += len(x) if weight is None else weight.sum()
-        self.sums["x"] += weighted.sum(0)
-        self.sums["y"] += (y if weight is None else y * weight[:, None]).sum(0)
-        self.sums["yy"] += (y.square() if weight is None else y.square() * weight[:, None]).sum(0)
-        self.sums["xx"] += weighted.T @ x
-        self.sums["xy"] += weighted.T @ y
+        weight = x.new_ones(len(x)) if weight is None else weight
+        with torch.autocast(x.device.type, enabled=False):  # a covariance in bf16 is worthless
+            weighted = x * weight[:, None]
+            self.sums["n"] += weight.sum()
+            self.sums["x"] += weighted.sum(0)
+            self.sums["y"] += weight @ y
+            self.sums["yy"] += weight @ y.square()
+            self.sums["xx"] += weighted.T @ x
+            self.sums["xy"] += weighted.T @ y
 
     def solve(self, ridge: float) -> LinearMap:
         """The map over the pairs of all processes.
