@@ -5,6 +5,7 @@ without registers the sampling step comes from a scale factor (target + 0.1) / s
 little; with registers the grid is resized to an explicit size, antialiased. Neither is better; a model needs its own.
 """
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -25,7 +26,7 @@ def resample_positions(
     side = round(grid.shape[1] ** 0.5)
     if (height, width) == (side, side):
         return grid
-    image = grid.float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    image = grid.to(torch.promote_types(grid.dtype, torch.float32)).unflatten(1, (side, side)).permute(0, 3, 1, 2)
     if offset:
         scale = ((height + offset) / side, (width + offset) / side)
         image = F.interpolate(image, scale_factor=scale, mode="bicubic", antialias=antialias)

@@ -1,0 +1,1 @@
+"""Weights on disk: ours, Meta's, timm's and transformers' names, heads, and checkpoints of a run."""

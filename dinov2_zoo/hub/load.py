@@ -1,0 +1,85 @@
+"""The only file that speaks to the Hub: fetch a model's files, publish a folder."""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from dinov2_zoo.checkpoints.read import FILES
+from dinov2_zoo.errors import CheckpointError, HubError
+from dinov2_zoo.models.zoo import MODELS
+
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+# transformers_model.safetensors and heads are not needed to load a backbone: they are not fetched.
+PATTERNS = ["config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json"]
+PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+
+OFFLINE = (
+    "Offline, set HF_HUB_OFFLINE=1 to use what was fetched before, or name a folder or file of weights on this machine."
+)
+
+
+def fetch(source: str | Path, *, revision: str | None = None, heads: bool = False) -> Path:
+    """The folder or file where a model's weights lie, fetched from the Hub if need be.
+
+    Args:
+        source: A folder, a file, or a Hub id such as "facebook/dinov2-base".
+        revision: Branch, tag or commit on the Hub.
+        heads: Fetch the file of heads too.
+
+    Raises:
+        HubError: The Hub cannot be reached, or has no such model for you.
+        CheckpointError: `source` is a path, and nothing is there.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    name = str(source)
+    if name in MODELS:
+        raise HubError(
+            f"`{name}` names an architecture, not weights: give a Hub id, a folder or a file, or build it untrained with "
+            f'VisionTransformer(model_config("{name}")).'
+        )
+    if name.endswith(WEIGHT_SUFFIXES) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "~")):
+        raise CheckpointError(f"{name} does not exist: name a folder, a file of weights, or a Hub id (owner/name).")
+    try:
+        folder = _download(name, revision, [*PATTERNS, "heads.safetensors"] if heads else PATTERNS)
+        if not any((folder / file).is_file() for file in FILES):
+            folder = _download(name, revision, [*PATTERNS, *PICKLES])
+    except GatedRepoError as error:
+        raise HubError(f"{name} is gated: accept its terms on the Hub, then log in with `hf auth login`.") from error
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        at = f" at revision {revision}" if revision else ""
+        raise HubError(f"The Hub has no model {name}{at} that you may read: check its id, or `hf auth login`.") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        raise HubError(f"{name} cannot be fetched from the Hub ({type(error).__name__}). {OFFLINE}") from error
+    return folder
+
+
+def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
+    return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+
+
+def publish(folder: Path, name: str, *, private: bool = False, token: str | None = None) -> str:
+    """Upload a folder as a model; returns its address.
+
+    Raises:
+        HubError: The Hub cannot be reached, or refuses.
+    """
+    try:
+        api = HfApi(token=token)
+        api.create_repo(name, private=private, exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=name, commit_message="Upload a model of dinov2-zoo")
+    except (HFValidationError, HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        raise HubError(f"{name} cannot be uploaded ({error}): check the id, and log in with `hf auth login`.") from error
+    return f"https://huggingface.co/{name}"
