@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from timm.models import save_for_hf  # pyright: ignore[reportPrivateImportUsage]
+from torch import Tensor, nn
 
 from dinov2_zoo.checkpoints.key_maps import from_ours
 from dinov2_zoo.checkpoints.read import OURS, check_state
@@ -56,6 +57,18 @@ def save_weights(folder: Path, config: ModelConfig, state: dict[str, Tensor]) ->
         (to / "preprocessor_config.json").write_text(json.dumps(processor_config(config), indent=2) + "\n")
 
     replace_folder(folder, write)
+
+
+def save_timm(folder: Path, name: str, net: nn.Module) -> None:
+    """Write a timm network as timm does, so that `timm.create_model("local-dir:...")` loads it.
+
+    Args:
+        folder: To be created, or to replace an earlier one of this kind.
+        name: timm's name of the architecture.
+        net: The network, without a classifier.
+    """
+    config = {"architecture": name, "num_classes": 0}
+    replace_folder(folder, lambda to: save_for_hf(net, str(to), model_config=config, safe_serialization=True))
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
@@ -125,6 +138,8 @@ def transformers_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, An
         "model_type": "dinov2_with_registers" if config.num_registers else "dinov2",
         "architectures": [f"{name}Model"],
         "transformers_weights": TRANSFORMERS_FILE,
+        # For AutoImageProcessor, which looks here in a local folder that timm can read too.
+        "image_processor_type": "BitImageProcessor",
         "hidden_size": config.embed_dim,
         "num_hidden_layers": config.depth,
         "num_attention_heads": config.num_heads,

@@ -1,6 +1,6 @@
 """How well a student stands in for its teacher, on images that neither training nor the projector has seen."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -8,19 +8,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dinov2_zoo.config import EvaluationConfig
+from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.data.decode import decode
 from dinov2_zoo.data.preprocess import eval_image
 from dinov2_zoo.data.sources import Source
+from dinov2_zoo.errors import DataError
 from dinov2_zoo.evaluation.agreement import Agreement, agreement
 from dinov2_zoo.evaluation.encoder import Tokens
-from dinov2_zoo.evaluation.features import Features, class_features
+from dinov2_zoo.evaluation.features import class_features
 from dinov2_zoo.evaluation.knn import knn_leave_one_out
 from dinov2_zoo.models.branch import Branch
-from dinov2_zoo.objectives.closed_form import LinearMap
+from dinov2_zoo.objectives.closed_form import fit_maps
 from dinov2_zoo.objectives.distillation import Distillation
 from dinov2_zoo.objectives.features import FeaturesObjective
-
-Autocast = Callable[[], AbstractContextManager[object]]
 
 # One figure stands in tables; the official help text favours it.
 KNN_K = 20
@@ -28,18 +29,30 @@ KNN_K = 20
 
 @dataclass(frozen=True)
 class Measured:
-    """Agreement over the held-out images, and the patch maps that the pictures show."""
+    """What was measured of a student at one moment; None where there were no images for it."""
 
-    agreement: Agreement
-    teacher_patches: Float[Tensor, "B N D"]
-    student_patches: Float[Tensor, "B N D"]
-    """The student's patches in the teacher's space."""
+    agreement: Agreement | None
+    knn: float | None
+    """Accuracy of k-NN (k = 20, leave-one-out) on class tokens, 0..1."""
+    maps: Float[Tensor, "B N D"] | None
+    """The student's patches in the teacher's space, for pictures."""
+
+    def figures(self) -> dict[str, float]:
+        """All numbers by name, for logs."""
+        found = {} if self.agreement is None else self.agreement.to_dict()
+        found = {**found, "knn": self.knn}
+        return {name: float(value) for name, value in found.items() if value is not None and name != "images"}
 
 
 class BranchEncoder:
     """A branch's backbone as an `Encoder`, sharded or not: it is called through the branch."""
 
-    def __init__(self, branch: Branch, device: torch.device, autocast: Autocast = nullcontext) -> None:
+    def __init__(
+        self,
+        branch: Branch,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
         self.branch = branch
         self.device = device
         self.autocast = autocast
@@ -62,54 +75,88 @@ class BranchEncoder:
         return {name: x[0] for name, x in found.items() if not name.endswith("prototypes")}
 
 
-def load_images(source: Source, size: int, limit: int | None = None) -> Float[Tensor, "B 3 S S"]:
-    """Prepare a source's images for measuring: short side resized, centre crop, ImageNet statistics."""
-    count = len(source) if limit is None else min(limit, len(source))
-    return torch.stack([eval_image(decode(source.read(i)), size) for i in range(count)])
-
-
-def measure(
-    distillation: Distillation,
-    images: Float[Tensor, "B 3 S S"],
-    *,
-    device: torch.device,
-    maps: tuple[LinearMap, LinearMap] | None = None,
-    autocast: Autocast = nullcontext,
-    batch_size: int = 32,
-) -> Measured:
-    """Compare the student's average, which is what will be released, with the teacher. Every process must call it.
+class Examiner:
+    """Measures a student's average, which is what will be released, against its teacher. Every process must call it.
 
     Args:
-        distillation: The run's module.
-        images: Kept out of training; the same on every process.
+        images: Kept out of training, prepared; the same on every process. None: no agreement is measured.
+        labelled: Images with labels for k-NN, or None.
+        config: Sizes.
         device: Where the module is.
-        maps: Linear maps of (class, patch) tokens into the teacher's space; needed where the objective has none.
+        fit_batches: Some training images; a student without a projector is mapped linearly into the teacher's space by
+            ridge regression on them.
         autocast: Precision of the forward passes.
-        batch_size: Images at a time.
+
+    Raises:
+        DataError: `labelled` has no labels.
     """
-    student_of, teacher_of = (
-        BranchEncoder(b, device, autocast).outputs for b in (distillation.ema, distillation.teacher)
-    )
-    collected: dict[str, list[Tokens]] = {"student": [], "projected": [], "teacher": []}
-    for part in images.split(batch_size):
-        mine, theirs = student_of(part), teacher_of(part)
+
+    def __init__(
+        self,
+        images: Float[Tensor, "B 3 S S"] | None,
+        labelled: Source | None,
+        *,
+        config: EvaluationConfig,
+        device: torch.device,
+        fit_batches: Callable[[], Iterable[Batch]],
+        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        if labelled is not None and labelled.labels is None:
+            raise DataError(
+                "evaluation.labelled has no labels: give a folder per class, or a dataset with a column of classes."
+            )
+        self.images = images
+        self.labelled = labelled
+        self.config = config
+        self.device = device
+        self.fit_batches = fit_batches
+        self.autocast = autocast
+        self.teacher: Tokens | None = None
+
+    def __call__(self, distillation: Distillation) -> Measured:
+        """Measure the average as it is now."""
+        knn = self.knn(distillation.ema)
+        if self.images is None:
+            return Measured(None, knn, None)
+        teacher = self.teacher_tokens(distillation)
+        student, projected = self._student_tokens(distillation, self.images)
+        return Measured(agreement(student, projected, teacher), knn, projected.patches.cpu())
+
+    def knn(self, branch: Branch) -> float | None:
+        """Accuracy of k-NN on a branch's class tokens, leave-one-out; None without labelled images."""
+        if self.labelled is None:
+            return None
+        size = self.config.labelled_size or self.config.size
+        found = class_features(BranchEncoder(branch, self.device, self.autocast), self.labelled, size=size)
+        assert found.labels is not None
+        return next(iter(knn_leave_one_out(found.features, found.labels, k=(KNN_K,)).values()))
+
+    def teacher_tokens(self, distillation: Distillation) -> Tokens:
+        """The teacher's tokens of the held-out images, computed once: it is frozen."""
+        assert self.images is not None
+        if self.teacher is None:
+            encode = BranchEncoder(distillation.teacher, self.device, self.autocast)
+            self.teacher = _join([encode(part) for part in self.images.split(32)])
+        return self.teacher
+
+    def _student_tokens(self, distillation: Distillation, images: Tensor) -> tuple[Tokens, Tokens]:
+        """The average's own tokens, and the same in the teacher's space."""
+        encode = BranchEncoder(distillation.ema, self.device, self.autocast)
+        outputs = [encode.outputs(part) for part in images.split(32)]
         if isinstance(distillation.objective, FeaturesObjective):
-            projected = distillation.objective.in_teacher_space(mine)
+            mapped = [distillation.objective.in_teacher_space(output) for output in outputs]
         else:
-            assert maps is not None, "prototypes distillation is measured through fitted maps"
-            projected = {name: m(mine[name].double()) for name, m in zip(("class", "patches"), maps, strict=True)}
-        for name, tokens in (("student", mine), ("projected", projected), ("teacher", theirs)):
-            collected[name].append(Tokens(tokens["class"].float(), tokens["patches"].float()))
-    student, projected, teacher = (_join(parts) for parts in collected.values())
-    return Measured(agreement(student, projected, teacher), teacher.patches.cpu(), projected.patches.cpu())
+            with self.autocast():
+                maps = fit_maps(distillation.ema, distillation.teacher, self.fit_batches(), device=self.device)
+            names = ("class", "patches")
+            mapped = [{n: m(o[n].double()).float() for n, m in zip(names, maps, strict=True)} for o in outputs]
+        own = [Tokens(output["class"], output["patches"]) for output in outputs]
+        return _join(own), _join([Tokens(output["class"], output["patches"]) for output in mapped])
 
 
-def knn(branch: Branch, source: Source, *, size: int, device: torch.device, autocast: Autocast = nullcontext) -> float:
-    """k-NN accuracy (k = 20, leave-one-out) of a branch's class token on labelled images, 0..1."""
-    found: Features = class_features(BranchEncoder(branch, device, autocast), source, size=size)
-    assert found.labels is not None, "a labelled source is checked when it is opened"
-    accuracies: Mapping[int, float] = knn_leave_one_out(found.features, found.labels, k=(KNN_K,))
-    return next(iter(accuracies.values()))
+def load_images(source: Source, size: int) -> Float[Tensor, "B 3 S S"]:
+    """Prepare a source's images for measuring: short side resized, centre crop, ImageNet statistics."""
+    return torch.stack([eval_image(decode(source.read(i)), size) for i in range(len(source))])
 
 
 def _join(parts: list[Tokens]) -> Tokens:

@@ -49,6 +49,7 @@ class TimmStudent(nn.Module):
     def __init__(self, name: str, img_size: int) -> None:
         super().__init__()
         self.name = name
+        self.img_size = img_size
         self.net = _create(name, img_size)
         self.embed_dim = int(self.net.num_features)  # pyright: ignore[reportArgumentType]
         self.net.eval()

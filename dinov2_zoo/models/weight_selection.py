@@ -26,7 +26,7 @@ def select_weights(teacher: VisionTransformer, student: VisionTransformer) -> No
     Raises:
         ConfigError: The student is larger, or its patch, feed-forward or head width differs.
     """
-    _check(teacher, student)
+    check_fits(teacher, student)
     theirs, mine = teacher.config, student.config
     channels = evenly_spaced(theirs.embed_dim, mine.embed_dim)
     heads = evenly_spaced(theirs.num_heads, mine.num_heads)
@@ -80,7 +80,8 @@ def _tokens(teacher: VisionTransformer, student: VisionTransformer, channels: Te
     return tokens
 
 
-def _check(teacher: VisionTransformer, student: VisionTransformer) -> None:
+def check_fits(teacher: VisionTransformer, student: VisionTransformer) -> None:
+    """Raise ConfigError unless a student can be cut out of a teacher."""
     theirs, mine = teacher.config, student.config
     too_large = [n for n in ("embed_dim", "depth", "num_heads") if getattr(mine, n) > getattr(theirs, n)]
     if too_large:

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.grid import resample_grid
 
 # Added to the covariance's diagonal as a share of its mean: chosen here on the demo (see LOG.md).
-RIDGE = 1e-2
+RIDGE = 0.1
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,16 @@ class LinearMap:
     def __call__(self, tokens: Float[Tensor, "... Ds"]) -> Float[Tensor, "... Dt"]:
         """Student tokens in the teacher's space, at its scale."""
         return (tokens @ self.weight.T + self.bias) * self.deviation + self.mean
+
+    @torch.no_grad()
+    def put_into(self, layer: nn.Linear, *, scaled: bool) -> None:
+        """Make a layer this map: at the teacher's scale (`scaled`), or into its standardised channels."""
+        if scaled:
+            layer.weight.copy_(self.weight * self.deviation[:, None])
+            layer.bias.copy_(self.bias * self.deviation + self.mean)
+        else:
+            layer.weight.copy_(self.weight)
+            layer.bias.copy_(self.bias)
 
 
 class Moments:

