@@ -84,7 +84,11 @@ def parse(
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = _Parser(description=description, usage="%(prog)s [--config FILE] [--resume] [--option VALUE ...]", formatter_class=_Formatter)
+    parser = _Parser(
+        description=description,
+        usage="%(prog)s [--config FILE] [--resume] [--option VALUE ...]",
+        formatter_class=_Formatter,
+    )
     shown = f" (default: {default_config.name})" if default_config else ""
     parser.add_argument("--config", action="config", help=f"YAML file of settings; options override it{shown}")
     parser.add_argument("--resume", action="store_true", help="continue the run that the run folder holds")

@@ -300,8 +300,8 @@ class EvaluationConfig:
     labelled_size: int | None = None
     """The same of the labelled images; default: `size`."""
     fit_images: int = 1024
-    """Training images, over all processes, on which the linear map from student to teacher is fitted in closed form: the
-    projector's first weights and, where the objective has none, the yardstick (chosen here)."""
+    """Training images, over all processes, on which the linear map from student to teacher is fitted in closed form:
+    the projector's first weights and, where the objective has none, the yardstick (chosen here)."""
     every: int = 0
     """Steps between evaluations during training; 0: only before and after."""
     pictures: int = 12
@@ -341,8 +341,8 @@ class DistillConfig:
     student: str = "vits14_reg4"
     """Student: a name of `dinov2_zoo.list_models()`, or `timm:<name>` for any timm model (features only)."""
     start: Literal["fitted", "selected", "random"] = "fitted"
-    """Student's first weights. "fitted": its teacher in fewer dimensions, layer by layer in closed form, half a minute on
-    the demo; "selected": a subset of the teacher's weights; "random". (timm students: always random.)"""
+    """Student's first weights. "fitted": its teacher in fewer dimensions, layer by layer in closed form, half a minute
+    on the demo; "selected": a subset of the teacher's weights; "random". (timm students: always random.)"""
     start_images: int = 300
     """Images on which a "fitted" start is computed, over all processes (chosen here: 150 did a little worse)."""
     data: str = ""

@@ -42,7 +42,6 @@ from dinov2_zoo.training.run_folder import check_run_folder, claim_run_folder
 from dinov2_zoo.training.runtime import Runtime
 from dinov2_zoo.training.state import TrainState
 
-
 CONFIGS = Path(__file__).parent / "configs"
 
 

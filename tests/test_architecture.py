@@ -101,7 +101,10 @@ def test_every_file_and_public_name_has_a_docstring():
 
 
 def test_import_is_silent_and_needs_no_torch():
-    code = "import sys, dinov2_zoo; heavy = {'torch', 'timm', 'accelerate'} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
+    code = (
+        "import sys, dinov2_zoo; heavy = {'torch', 'timm', 'accelerate'} & set(sys.modules); "
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

@@ -19,7 +19,11 @@ HOW_TO_GET = (
 
 def save_heads(file: Path, dino: PrototypeHead, ibot: PrototypeHead) -> None:
     """Write both heads as `dino_head.*` and `ibot_head.*`."""
-    state = {f"{name}_head.{key}": t for name, head in (("dino", dino), ("ibot", ibot)) for key, t in head.state_dict().items()}
+    state = {
+        f"{name}_head.{key}": t
+        for name, head in (("dino", dino), ("ibot", ibot))
+        for key, t in head.state_dict().items()
+    }
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, file)
 
 
@@ -47,7 +51,9 @@ def load_heads(file: Path, dim: int) -> tuple[PrototypeHead, PrototypeHead]:
             raise CheckpointError(f"{file} has no {name}. {HOW_TO_GET}")
         hidden, width = found["mlp.0.weight"].shape
         if width != dim:
-            raise CheckpointError(f"The {name} in {file} sits on a width of {width}, this teacher's is {dim}. {HOW_TO_GET}")
+            raise CheckpointError(
+                f"The {name} in {file} sits on a width of {width}, this teacher's is {dim}. {HOW_TO_GET}"
+            )
         head = PrototypeHead(dim, HeadConfig(len(found["last_layer.weight_v"]), hidden, len(found["mlp.4.weight"])))
         expected = {key: tuple(t.shape) for key, t in head.state_dict().items()}
         if expected != {key: tuple(t.shape) for key, t in found.items()}:

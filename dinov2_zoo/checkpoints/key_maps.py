@@ -164,7 +164,9 @@ def _merge(state: Mapping[str, Tensor], layout: Layout) -> State:
                 names = [f"{stem}{part}.{kind}" for part in parts]
                 missing = [name for name in names if name not in merged]
                 if missing:
-                    raise CheckpointError(f"The weights lack {', '.join(missing)}: the file is incomplete; get it again.")
+                    raise CheckpointError(
+                        f"The weights lack {', '.join(missing)}: the file is incomplete; get it again."
+                    )
                 merged[f"{stem}{ours}.{kind}"] = torch.cat([merged.pop(name) for name in names])
     return merged
 

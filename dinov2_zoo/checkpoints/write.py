@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from timm.models import save_for_hf  # pyright: ignore[reportPrivateImportUsage]
+from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from dinov2_zoo.checkpoints.key_maps import from_ours

@@ -47,7 +47,7 @@ def fetch(source: str | Path, *, revision: str | None = None, heads: bool = Fals
     name = str(source)
     if name in MODELS:
         raise HubError(
-            f"`{name}` names an architecture, not weights: give a Hub id, a folder or a file, or build it untrained with "
+            f"`{name}` names an architecture, not weights: give a Hub id, folder or file, or build it untrained with "
             f'VisionTransformer(model_config("{name}")).'
         )
     if name.endswith(WEIGHT_SUFFIXES) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "~")):
@@ -60,7 +60,9 @@ def fetch(source: str | Path, *, revision: str | None = None, heads: bool = Fals
         raise HubError(f"{name} is gated: accept its terms on the Hub, then log in with `hf auth login`.") from error
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         at = f" at revision {revision}" if revision else ""
-        raise HubError(f"The Hub has no model {name}{at} that you may read: check its id, or `hf auth login`.") from error
+        raise HubError(
+            f"The Hub has no model {name}{at} that you may read: check its id, or `hf auth login`."
+        ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
         raise HubError(f"{name} cannot be fetched from the Hub ({type(error).__name__}). {OFFLINE}") from error
     return folder
@@ -81,5 +83,7 @@ def publish(folder: Path, name: str, *, private: bool = False, token: str | None
         api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(folder_path=folder, repo_id=name, commit_message="Upload a model of dinov2-zoo")
     except (HFValidationError, HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        raise HubError(f"{name} cannot be uploaded ({error}): check the id, and log in with `hf auth login`.") from error
+        raise HubError(
+            f"{name} cannot be uploaded ({error}): check the id, and log in with `hf auth login`."
+        ) from error
     return f"https://huggingface.co/{name}"

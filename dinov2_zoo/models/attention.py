@@ -47,7 +47,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
 
 
 def varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
-    """torch's variable-length attention over the whole row: CUDA, bf16 or fp16."""
+    """Torch's variable-length attention over the whole row: CUDA, bf16 or fp16."""
     from torch.nn.attention.varlen import varlen_attn
 
     starts = _starts(packing, q.device)
@@ -55,7 +55,7 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
 
 
 def xformers(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
-    """xformers' memory-efficient attention with a block-diagonal mask: CUDA."""
+    """Xformers' memory-efficient attention with a block-diagonal mask: CUDA."""
     # It warns through its logger about parts that were built for another torch; the probe finds what matters.
     logging.getLogger("xformers").setLevel(logging.ERROR)
     from xformers.ops import memory_efficient_attention
@@ -95,13 +95,15 @@ def works(attend: Attend, device: torch.device, dtype: torch.dtype, head_dim: in
         values = torch.randn(3, total, 2, head_dim, generator=torch.Generator().manual_seed(0))
         mine = values.to(device, dtype).requires_grad_()
         reference = values.to(device, torch.float32).requires_grad_()
+        q, k, v = mine.unbind(0)
         try:
-            out = attend(*mine.unbind(0), packing)
+            out = attend(q, k, v, packing)
             out.float().square().sum().backward()
         except Exception:
             # Kernels refuse a device, a dtype or a head width with whatever class their layer of the stack uses.
             return False
-        expected = sdpa(*reference.unbind(0), packing)
+        q, k, v = reference.unbind(0)
+        expected = sdpa(q, k, v, packing)
         expected.square().sum().backward()
     assert mine.grad is not None and reference.grad is not None
     tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else 5e-2

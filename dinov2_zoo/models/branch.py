@@ -47,8 +47,8 @@ class Branch(nn.Module):
 
         Returns:
             Per group, fp32: class [V, B, D] and patches [V, B, N, D]; with a projector, class_projected and
-            patches_projected; with a DINO head, dino_bottleneck [V, B, d] and dino_prototypes [K, d]; with an iBOT head,
-            for the first group only, ibot_bottleneck [V, B, N, d] and ibot_prototypes [K, d].
+            patches_projected; with a DINO head, dino_bottleneck [V, B, d] and dino_prototypes [K, d]; with an iBOT
+            head, for the first group only, ibot_bottleneck [V, B, N, d] and ibot_prototypes [K, d].
         """
         outputs: list[dict[str, Tensor]] = []
         features = self.backbone.forward_features([group.flatten(0, 1) for group in crops])

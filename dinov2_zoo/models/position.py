@@ -1,6 +1,6 @@
 """Position embeddings for any image size: the stored grid, resampled bicubically.
 
-The published models were trained with two rules, and features differ between them (official `interpolate_pos_encoding`):
+The published models were trained with two rules, and features differ by them (official `interpolate_pos_encoding`):
 without registers the sampling step comes from a scale factor (target + 0.1) / stored, which shifts every coordinate a
 little; with registers the grid is resized to an explicit size, antialiased. Neither is better; a model needs its own.
 """

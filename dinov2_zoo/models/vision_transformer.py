@@ -165,7 +165,9 @@ class VisionTransformer(nn.Module):
         depth = len(self.blocks)
         wanted = set(range(depth - n, depth)) if isinstance(n, int) else set(n)
         if not wanted or min(wanted) < 0 or max(wanted) >= depth:
-            raise ConfigError(f"This model has blocks 0 to {depth - 1}: choose n among them, or 1 to {depth} last ones.")
+            raise ConfigError(
+                f"This model has blocks 0 to {depth - 1}: choose n among them, or 1 to {depth} last ones."
+            )
         tokens = self.prepare_tokens(x)
         packing = Packing.of([tokens])
         row, outputs = packing.pack([tokens]), []

@@ -1,4 +1,4 @@
-"""A student that starts from a part of its teacher's weights (after Xu et al. 2023, "Initializing Models with Larger Ones").
+"""A student that starts from a part of its teacher's weights (Xu et al. 2023, "Initializing Models with Larger Ones").
 
 What is kept is chosen once and used wherever it appears: the same channels of the residual stream in every block, whole
 attention heads, the same hidden units on both sides of a feed-forward, and blocks evenly spaced in depth.
@@ -86,11 +86,11 @@ def check_fits(teacher: VisionTransformer, student: VisionTransformer) -> None:
     too_large = [n for n in ("embed_dim", "depth", "num_heads") if getattr(mine, n) > getattr(theirs, n)]
     if too_large:
         raise ConfigError(
-            f"The student is larger than its teacher in {', '.join(too_large)}: take a smaller student, or --start random."
+            f"The student is larger than its teacher in {', '.join(too_large)}: take a smaller one, or --start random."
         )
     if (theirs.patch_size, theirs.ffn) != (mine.patch_size, mine.ffn):
         raise ConfigError(
-            f"The teacher has patch {theirs.patch_size} and {theirs.ffn}, the student {mine.patch_size} and {mine.ffn}: "
+            f"Teacher: patch {theirs.patch_size}, {theirs.ffn}; student: patch {mine.patch_size}, {mine.ffn}: "
             "their weights do not correspond; use --start random."
         )
     if theirs.embed_dim // theirs.num_heads != mine.embed_dim // mine.num_heads:

@@ -44,7 +44,7 @@ def sinkhorn_bias(
 
 
 def _logsumexp_over_processes(values: Tensor) -> Tensor:
-    """log of the sum over processes of exp(values), element by element."""
+    """Log of the sum over processes of exp(values), element by element."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return values
     largest = values.clone()

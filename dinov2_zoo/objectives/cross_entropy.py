@@ -50,7 +50,7 @@ def chunked_cross_entropy(
 
 
 class _Chunked(torch.autograd.Function):
-    """The gradient of a softmax cross-entropy is (weight * softmax - target) / T: all that backward needs is at hand."""
+    """The gradient of a softmax cross-entropy is (weight * softmax - target) / T: all for it is at hand."""
 
     @staticmethod
     def forward(

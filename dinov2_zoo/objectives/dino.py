@@ -35,6 +35,7 @@ def dino_loss(
     pairs = [(global_views[0], [targets[1]]), (global_views[1], [targets[0]])]
     pairs += [(view, list(targets)) for view in local_views]
     total = sum(
-        chunked_cross_entropy(view, prototypes, matched, temperature=temperature, chunk=chunk) for view, matched in pairs
+        chunked_cross_entropy(view, prototypes, matched, temperature=temperature, chunk=chunk)
+        for view, matched in pairs
     )
     return total / (sum(len(matched) for _, matched in pairs) * images)  # pyright: ignore[reportReturnType]

@@ -116,7 +116,7 @@ def _check_heads(student: Branch, teacher: Branch) -> tuple[int, int]:
     patches = [getattr(branch.backbone, "patch_size", None) for branch in (student, teacher)]
     if patches[0] != patches[1]:
         raise ConfigError(
-            f"Patches of {patches[0]} and {patches[1]} pixels give different grids, and prototypes are matched patch by "
-            "patch: take a student with the teacher's patch, or --objective.kind features."
+            f"Patches of {patches[0]} and {patches[1]} pixels give different grids, and prototypes are matched patch "
+            "by patch: take a student with the teacher's patch, or --objective.kind features."
         )
     return counts[0], counts[1]

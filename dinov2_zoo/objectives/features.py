@@ -17,8 +17,8 @@ Outputs = list[dict[str, Tensor]]
 class FeaturesObjective(nn.Module):
     """Class-token and patch-token terms over all crops, on outputs of `Branch` for the same crops.
 
-    The teacher is frozen, so its statistics are numbers, not something to track: `closed_form.fit_maps` measures them once
-    before the first step.
+    The teacher is frozen, so its statistics are numbers, not something to track: `closed_form.fit_maps` measures them
+    once before the first step.
 
     Args:
         config: Weights.

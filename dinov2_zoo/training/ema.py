@@ -29,7 +29,7 @@ def update_ema(ema: nn.Module, student: nn.Module, momentum: float) -> None:
     averages, latest = local_shards(ema.parameters()), local_shards(student.parameters())
     if averages:
         # One kernel for all of them; torch's own optimizers are built on it, though its name has an underscore.
-        torch._foreach_lerp_(averages, latest, 1 - momentum)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        torch._foreach_lerp_(averages, latest, 1 - momentum)  # pyright: ignore[reportPrivateUsage]
     # Running statistics of a batch-normalised student average themselves.
     for mine, theirs in zip(ema.buffers(), student.buffers(), strict=True):
         mine.copy_(theirs)

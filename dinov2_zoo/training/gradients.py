@@ -32,4 +32,4 @@ def clip(parts: Mapping[str, list[Tensor]], norms: Tensor, limit: float) -> None
         limit: Largest norm left alone, above 0.
     """
     for gradients, scale in zip(parts.values(), (limit / (norms + 1e-6)).clamp(max=1), strict=True):
-        torch._foreach_mul_(gradients, scale.to(gradients[0].dtype))  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        torch._foreach_mul_(gradients, scale.to(gradients[0].dtype))  # pyright: ignore[reportPrivateUsage]

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from timm.optim import param_groups_layer_decay  # pyright: ignore[reportPrivateImportUsage]
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from dinov2_zoo.config import OptimConfig

@@ -85,7 +85,7 @@ def check_run_folder(folder: Path, config: dict[str, Any], *, resume: bool) -> N
     changed = differences(json.loads(record.read_text())["config"], json.loads(json.dumps(config)))
     if changed:
         raise ConfigError(
-            f"{folder} was made with other settings ({'; '.join(changed)}): resume with those, or choose another --name."
+            f"{folder} was made with other settings ({'; '.join(changed)}): resume with those, or choose a new --name."
         )
 
 

@@ -52,8 +52,8 @@ def objective(
 ):
     """The whole loss.
 
-    student, teacher: dicts with "class" logits per view [V][B, K], "patches" logits per global view [2][B, N, K], and, of
-    the student, "tokens" [2][B, D]; views are global 1, global 2, locals.
+    student, teacher: dicts with "class" logits per view [V][B, K], "patches" logits per global view [2][B, N, K], and,
+    of the student, "tokens" [2][B, D]; views are global 1, global 2, locals.
     """
     class_logits = torch.cat(teacher["class"][:2])
     patch_logits = torch.cat([p.flatten(0, 1) for p in teacher["patches"]])

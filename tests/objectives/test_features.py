@@ -96,12 +96,17 @@ def test_a_perfect_student_costs_nothing_and_is_mapped_back_to_the_teachers_scal
     module.objective.patch_mean.fill_(0.3)
     module.objective.patch_deviation.fill_(1.7)
     with torch.no_grad():
-        for layer, deviation, mean in ((student.projector.class_token, 1.0, 0.0), (student.projector.patches, 1.7, 0.3)):
+        for layer, deviation, mean in (
+            (student.projector.class_token, 1.0, 0.0),
+            (student.projector.patches, 1.7, 0.3),
+        ):
             layer.weight.copy_(torch.eye(16) / deviation)
             layer.bias.fill_(-mean / deviation)
         assert module(batch)["loss"].item() < 1e-6
         back = module.objective.in_teacher_space(student([batch.global_crops])[0])
-    torch.testing.assert_close(back["patches"], module.teacher([batch.global_crops])[0]["patches"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        back["patches"], module.teacher([batch.global_crops])[0]["patches"], rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["timm:convnext_atto", "timm:vit_tiny_patch16_224"])

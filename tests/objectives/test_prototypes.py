@@ -101,9 +101,7 @@ def test_single_precision_stays_close_at_the_smallest_temperature():
     single = module(batch)["loss"]
     module.double()
     double = module(
-        dataclasses.replace(
-            batch, global_crops=batch.global_crops.double(), local_crops=batch.local_crops.double()
-        )
+        dataclasses.replace(batch, global_crops=batch.global_crops.double(), local_crops=batch.local_crops.double())
     )["loss"]
     assert abs(single.item() - double.item()) < 1e-5
 
