@@ -68,7 +68,11 @@ def detect_layout(keys: Iterable[str]) -> Layout:
 
 
 def strip_containers(state: Mapping[str, Tensor]) -> State:
-    """Drop wrappers' prefixes, Meta's chunk numbers, and what belongs to heads and classifiers, not to the backbone."""
+    """Drop wrappers' prefixes, Meta's chunk numbers, and what belongs to heads and classifiers, not to the backbone.
+
+    Raises:
+        CheckpointError: Two tensors would bear one name, as in a file of two models.
+    """
     stripped: State = {}
     for name, tensor in state.items():
         inner = name
@@ -76,8 +80,11 @@ def strip_containers(state: Mapping[str, Tensor]) -> State:
             inner = inner.removeprefix(prefix)
         # Meta trains in chunks, blocks.CHUNK.BLOCK.*, where BLOCK counts through all chunks.
         inner = re.sub(r"^blocks\.\d+\.(\d+\.)", r"blocks.\1", inner)
-        if not inner.startswith(("dino_head.", "ibot_head.", "classifier.")):
-            stripped[inner] = tensor
+        if inner.startswith(("dino_head.", "ibot_head.", "classifier.")):
+            continue
+        if inner in stripped:
+            raise CheckpointError(f"The weights hold {inner} twice, the second as {name}: save one model's state dict.")
+        stripped[inner] = tensor
     return stripped
 
 
@@ -104,6 +111,7 @@ def to_ours(state: Mapping[str, Tensor], layout: Layout | None = None) -> State:
         attention, swiglu = (_V4, _V4_SWIGLU) if layout == "transformers-v4" else (_V5, ())
         ours = _rename(_merge(state, layout), [*_TRANSFORMERS, *attention, *swiglu], back=True)
         ours = {re.sub(r"^layernorm\.", "norm.", name): tensor for name, tensor in ours.items()}
+    _check_tokens(ours)
     if layout != "timm" and "reg_token" in ours and {"cls_token", "pos_embed"} <= ours.keys():
         ours["cls_token"] = ours["cls_token"] + ours["pos_embed"][:, :1]
         ours["pos_embed"] = ours["pos_embed"][:, 1:]
@@ -141,6 +149,15 @@ def is_swiglu(state: Mapping[str, Tensor]) -> bool:
     return first.shape[0] == 2 * second.shape[1]
 
 
+def _check_tokens(state: Mapping[str, Tensor]) -> None:
+    """The tensors that are computed with here, before anything else has looked at shapes, must allow it."""
+    shapes = {name: tuple(state[name].shape) for name in ("cls_token", "pos_embed") if name in state}
+    if any(len(shape) != 3 for shape in shapes.values()) or len({shape[2] for shape in shapes.values()}) > 1:
+        raise CheckpointError(
+            f"Class token and positions should be [1, tokens, width], of one width, not {shapes}: get the file again."
+        )
+
+
 def _rename(state: Mapping[str, Tensor], pairs: Iterable[tuple[str, str]], *, back: bool = False) -> State:
     pairs = [(theirs, ours) if back else (ours, theirs) for ours, theirs in pairs]
     renamed: State = {}
@@ -167,7 +184,11 @@ def _merge(state: Mapping[str, Tensor], layout: Layout) -> State:
                     raise CheckpointError(
                         f"The weights lack {', '.join(missing)}: the file is incomplete; get it again."
                     )
-                merged[f"{stem}{ours}.{kind}"] = torch.cat([merged.pop(name) for name in names])
+                pieces = [merged.pop(name) for name in names]
+                if len({piece.shape for piece in pieces}) > 1 or pieces[0].ndim == 0:
+                    shapes = ", ".join(f"{n} {tuple(p.shape)}" for n, p in zip(names, pieces, strict=True))
+                    raise CheckpointError(f"These should be of one shape: {shapes}; the file is damaged, get it again.")
+                merged[f"{stem}{ours}.{kind}"] = torch.cat(pieces)
     return merged
 
 

@@ -150,7 +150,7 @@ def infer_config(state: State, layout: Layout) -> ModelConfig:
     side = math.isqrt(cells)
     if side * side != cells or dim % HEAD_WIDTH:
         raise CheckpointError(
-            f"{cells} positions and width {dim} are not those of a DINOv2 backbone (square grid, heads of {HEAD_WIDTH}): "
+            f"{cells} positions and width {dim} are not a DINOv2 backbone's (square grid, heads of {HEAD_WIDTH}): "
             "give one in Meta's, timm's, transformers' or our names."
         )
     return ModelConfig(

@@ -1,5 +1,6 @@
 """The only file that speaks to the Hub: fetch a model's files, publish a folder."""
 
+import os
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,  # of whichever client the Hub's library was built on; not all of its network errors are OSError
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -41,17 +43,18 @@ def fetch(source: str | Path, *, revision: str | None = None, heads: bool = Fals
         HubError: The Hub cannot be reached, or has no such model for you.
         CheckpointError: `source` is a path, and nothing is there.
     """
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
     name = str(source)
+    # Not Path.expanduser: it raises where there is no such user.
+    path = Path(os.path.expanduser(name))
+    if name and path.exists():
+        return path
     if name in MODELS:
         raise HubError(
             f"`{name}` names an architecture, not weights: give a Hub id, folder or file, or build it untrained with "
             f'VisionTransformer(model_config("{name}")).'
         )
     if name.endswith(WEIGHT_SUFFIXES) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "~")):
-        raise CheckpointError(f"{name} does not exist: name a folder, a file of weights, or a Hub id (owner/name).")
+        raise CheckpointError(f"`{name}` does not exist: name a folder, a file of weights, or a Hub id (owner/name).")
     try:
         folder = _download(name, revision, [*PATTERNS, "heads.safetensors"] if heads else PATTERNS)
         if not any((folder / file).is_file() for file in FILES):
@@ -63,7 +66,7 @@ def fetch(source: str | Path, *, revision: str | None = None, heads: bool = Fals
         raise HubError(
             f"The Hub has no model {name}{at} that you may read: check its id, or `hf auth login`."
         ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, HTTPError, OSError) as error:
         raise HubError(f"{name} cannot be fetched from the Hub ({type(error).__name__}). {OFFLINE}") from error
     return folder
 
@@ -82,7 +85,7 @@ def publish(folder: Path, name: str, *, private: bool = False, token: str | None
         api = HfApi(token=token)
         api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(folder_path=folder, repo_id=name, commit_message="Upload a model of dinov2-zoo")
-    except (HFValidationError, HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except (HFValidationError, HfHubHTTPError, HTTPError, OfflineModeIsEnabled, OSError) as error:
         raise HubError(
             f"{name} cannot be uploaded ({error}): check the id, and log in with `hf auth login`."
         ) from error

