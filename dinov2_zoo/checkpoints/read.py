@@ -75,7 +75,10 @@ def read_tensors(file: Path) -> tuple[State, ModelConfig | None]:
         CheckpointError: The file is damaged, or a pickle of more than tensors.
     """
     if file.name.endswith(".index.json"):
-        parts = sorted(set(json.loads(file.read_text())["weight_map"].values()))
+        try:
+            parts = sorted(set(json.loads(file.read_text())["weight_map"].values()))
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{file} is no index of weights: get it again.") from error
         return {n: t for part in parts for n, t in read_tensors(file.parent / part)[0].items()}, None
     if file.suffix == ".safetensors":
         return _read_safetensors(file)
@@ -104,7 +107,11 @@ def _read_safetensors(file: Path) -> tuple[State, ModelConfig | None]:
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} is truncated or not safetensors ({error}): get it again.") from error
-    return state, _config(json.loads(header[OURS]), file) if OURS in header else None
+    try:
+        entry = json.loads(header[OURS]) if OURS in header else None
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{file} has a damaged header: get it again.") from error
+    return state, None if entry is None else _config(entry, file)
 
 
 def _folder_config(folder: Path) -> ModelConfig | None:
@@ -119,14 +126,16 @@ def _folder_config(folder: Path) -> ModelConfig | None:
     return None if entry is None else _config(entry, file)
 
 
-def _config(entry: Mapping[str, Any], file: Path) -> ModelConfig:
+def _config(entry: Any, file: Path) -> ModelConfig:
+    if not isinstance(entry, dict):
+        raise CheckpointError(f"{file} does not describe a model (its {OURS} is {entry!r}): get it again.")
     known = {field.name for field in dataclasses.fields(ModelConfig)}
     unknown = sorted(entry.keys() - known)
     if unknown:
         raise CheckpointError(f"{file} has settings that this version does not know ({', '.join(unknown)}): upgrade.")
     try:
         return ModelConfig(**entry)
-    except (TypeError, ConfigError) as error:
+    except (TypeError, ZeroDivisionError, ConfigError) as error:
         raise CheckpointError(f"{file} does not describe a model ({error}): get it again.") from error
 
 
@@ -144,6 +153,10 @@ def infer_config(state: State, layout: Layout) -> ModelConfig:
     missing = [name for name in needed if name not in state]
     if missing:
         raise CheckpointError(f"The weights lack {', '.join(missing)}: they are not a whole DINOv2 backbone.")
+    dimensions = {**dict(zip(needed, (4, 3, 2, 2), strict=True)), "reg_token": 3}
+    wrong = [f"{n} {tuple(state[n].shape)}" for n, d in dimensions.items() if n in state and state[n].ndim != d]
+    if wrong:
+        raise CheckpointError(f"These have shapes that no DINOv2 backbone's have: {', '.join(wrong)}; get it again.")
     dim, _, patch, _ = state["patch_embed.proj.weight"].shape
     registers = state["reg_token"].shape[1] if "reg_token" in state else 0
     cells = state["pos_embed"].shape[1] - (0 if registers else 1)

@@ -29,6 +29,15 @@ from dinov2_zoo.errors import CheckpointError
 from dinov2_zoo.models.zoo import SIZES
 
 TRANSFORMERS_FILE = "transformers_model.safetensors"
+# All that saving a model, or a student with what belongs to its training, ever writes into its folder.
+REPLACED = {
+    "config.json",
+    "preprocessor_config.json",
+    "model.safetensors",
+    TRANSFORMERS_FILE,
+    "heads.safetensors",
+    "projector.safetensors",
+}
 TIMM_NAMES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
 
 
@@ -75,10 +84,16 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a folder beside `folder`, then put it in its place.
 
     Raises:
-        CheckpointError: `folder` holds something that is not a saved model.
+        CheckpointError: `folder` holds something that is not a saved model, or is a file.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} holds other files than a model: save to another folder.")
+    folder = folder.resolve()
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file: save to another folder.")
+    held = {path.name for path in folder.iterdir()} if folder.exists() else set[str]()
+    # A run folder has a config.json too, and a published model its card: nothing is removed that is not written here.
+    if held and (held - REPLACED or not {"config.json", "model.safetensors"} <= held):
+        others = ", ".join(sorted(held - REPLACED or held)[:3])
+        raise CheckpointError(f"{folder} holds other files than a model ({others}): save to another folder.")
     partial = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -93,9 +108,9 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 def timm_config(config: ModelConfig) -> dict[str, Any]:
     """What `timm.create_model("local-dir:...")` and "hf-hub:..." read."""
-    size = next((s for s in TIMM_NAMES if SIZES[s] == (config.embed_dim, config.depth, config.num_heads)), "s")
-    if config.ffn == "swiglu":
-        size = "g"  # the one architecture of timm's that has it
+    shape = (config.embed_dim, config.depth, config.num_heads)
+    # "g" is the one architecture of timm's with SwiGLU, and has no other feed-forward.
+    size = "g" if config.ffn == "swiglu" else next((s for s in "sbl" if SIZES[s] == shape), "s")
     reg = "_reg4" if config.num_registers else ""
     arguments: dict[str, Any] = {
         # Without img_size here timm would build its default size and shrink the positions, silently.
@@ -103,7 +118,7 @@ def timm_config(config: ModelConfig) -> dict[str, Any]:
         "dynamic_img_size": True,
         "patch_size": config.patch_size,
     }
-    if SIZES[size] != (config.embed_dim, config.depth, config.num_heads):
+    if SIZES[size] != shape:
         arguments |= {"embed_dim": config.embed_dim, "depth": config.depth, "num_heads": config.num_heads}
         if config.ffn == "swiglu":
             arguments["mlp_ratio"] = 2 * config.ffn_hidden / config.embed_dim

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from dinov2_zoo.checkpoints.key_maps import from_ours
 from dinov2_zoo.checkpoints.read import load_weights
-from dinov2_zoo.checkpoints.write import TRANSFORMERS_FILE, save_weights
+from dinov2_zoo.checkpoints.write import TRANSFORMERS_FILE, save_weights, timm_config
 from dinov2_zoo.config import ModelConfig
 from dinov2_zoo.data.preprocess import eval_image
 from dinov2_zoo.errors import CheckpointError
@@ -280,6 +280,64 @@ def test_saving_replaces_a_model_but_nothing_else(tmp_path):
     with pytest.raises(CheckpointError, match="photos"):
         save_weights(tmp_path / "photos", PLAIN, state)
     assert (tmp_path / "photos" / "a.jpg").exists()
+
+
+def test_saving_removes_nothing_that_saving_does_not_write(tmp_path):
+    # A run folder has a config.json too, with hours of work beside it; a published model has its card.
+    run, state = tmp_path / "run", state_of(PLAIN)
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps({"name": "run"}))
+    save_weights(tmp_path / "model", PLAIN, state)
+    (tmp_path / "model" / "README.md").touch()
+    (tmp_path / "started").mkdir()
+    (tmp_path / "started" / "config.json").write_text("{}")
+    (tmp_path / "file").touch()
+    for name, said in (("run", "checkpoints"), ("model", "README"), ("started", "config"), ("file", "is a file")):
+        with pytest.raises(CheckpointError, match=said):
+            save_weights(tmp_path / name, PLAIN, state)
+    assert (run / "checkpoints").is_dir()
+    assert (tmp_path / "model" / "README.md").exists()
+
+
+def test_timms_giant_is_named_for_swiglu_alone():
+    shape = ModelConfig(1536, 40, 24, img_size=56)
+    assert timm_config(shape)["architecture"] == "vit_small_patch14_dinov2"
+    assert timm_config(shape)["model_args"]["depth"] == 40
+    assert timm_config(replace(shape, ffn="swiglu"))["architecture"] == "vit_giant_patch14_dinov2"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("patch_embed.proj.weight", (64, 588)), ("blocks.0.mlp.fc2.weight", (9,)), ("register_tokens", (4,))],
+)
+def test_shapes_that_tell_no_architecture_are_named(tmp_path, name, shape):
+    save_file(from_ours(state_of(REG), "meta") | {name: torch.zeros(shape)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(tmp_path)
+    assert str(shape) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ['{"weight_map": {', "{}", "[]"])
+def test_a_damaged_index_is_refused(tmp_path, text):
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(CheckpointError, match="no index of weights"):
+        load_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"dino', '{"dinov2_zoo": "x"}', '{"dinov2_zoo": {"num_heads": 0, "embed_dim": 64, "depth": 1}}']
+)
+def test_a_damaged_config_is_refused(tmp_path, text):
+    save_weights(tmp_path / "model", PLAIN, state_of(PLAIN))
+    (tmp_path / "model" / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        load_weights(tmp_path / "model")
+
+
+def test_a_damaged_header_is_refused(tmp_path):
+    save_file(state_of(PLAIN), tmp_path / "model.safetensors", metadata={"dinov2_zoo": "{"})
+    with pytest.raises(CheckpointError, match="damaged header"):
+        load_weights(tmp_path / "model.safetensors")
 
 
 def test_a_failed_save_leaves_nothing_behind(tmp_path):
