@@ -98,7 +98,7 @@ def parse(
     namespace = parser.parse_args(argv)
     arguments = Arguments(resume=namespace.pop("resume"))
     namespace.pop("config")
-    values = parser.instantiate_classes(namespace)
+    values = parser.instantiate(namespace)
     fields = {f.name: values[f.name] for f in dataclasses.fields(config_class)}  # pyright: ignore[reportArgumentType]
     return config_class(**fields), arguments
 

@@ -4,7 +4,8 @@ Paper     Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Su
 Try it    accelerate launch recipes/distill.py
           A ViT-S/14 into a ViT-Ti/14 on the photos that three Python packages ship: minutes on 2 CPU cores.
 Your own  accelerate launch recipes/distill.py --teacher facebook/dinov2-base --data /your/folder --student vits14_reg4
-Presets   recipes/configs/: demo.yaml (read when nothing else is given), one_gpu.yaml, paper_vits14.yaml; --config FILE.
+Presets   --config FILE, from recipes/configs/: demo.yaml (read without --data), one_gpu.yaml (read with --data) or
+          paper_vits14.yaml; further options override it.
 Result    runs/<name>/student loads with Dinov2Model, timm and transformers; runs/<name>/report.html shows it.
 """
 
@@ -21,10 +22,10 @@ from dinov2_zoo.checkpoints.resume import latest_checkpoint, load_checkpoint, sa
 from dinov2_zoo.cli import parse, run
 from dinov2_zoo.config import DistillConfig, to_dict
 from dinov2_zoo.data.batch import Batch
-from dinov2_zoo.data.holdout import hold_out
+from dinov2_zoo.data.holdout import open_split
 from dinov2_zoo.data.loader import train_loader
 from dinov2_zoo.data.skips import SkipLedger, guarded
-from dinov2_zoo.data.sources import Source, open_source, set_aside
+from dinov2_zoo.data.sources import open_source
 from dinov2_zoo.evaluation.heldout import Examiner, Measured, load_images
 from dinov2_zoo.evaluation.table import terminal_table
 from dinov2_zoo.hub.student import save_student
@@ -42,19 +43,6 @@ from dinov2_zoo.training.run_folder import check_run_folder, claim_run_folder
 from dinov2_zoo.training.runtime import Runtime
 from dinov2_zoo.training.state import TrainState
 
-CONFIGS = Path(__file__).parent / "configs"
-
-
-def open_images(config: DistillConfig) -> tuple[Source, Source | None, Source | None]:
-    """Images to train on, to measure agreement on, and to measure k-NN on; the latter two may be None."""
-    train_images = open_source(config.data)
-    apart = config.evaluation.heldout or set_aside(config.data)
-    heldout = open_source(apart) if apart else None
-    if heldout is None and config.evaluation.heldout_count:
-        train_images, heldout = hold_out(train_images, config.evaluation.heldout_count, config.runtime.seed)
-    labelled = open_source(config.evaluation.labelled) if config.evaluation.labelled else None
-    return train_images, heldout, labelled
-
 
 def build(config: DistillConfig) -> Distillation:
     """Teacher, student with random weights, and the objective between them."""
@@ -62,12 +50,10 @@ def build(config: DistillConfig) -> Distillation:
     dim = student.embed_dim
     if config.objective.kind == "prototypes":
         teacher = load_teacher_with_heads(config.teacher, config.heads, dino=config.dino_head, ibot=config.ibot_head)
-        heads = PrototypeHead(dim, config.dino_head), PrototypeHead(dim, config.ibot_head)
-        branch = Branch(student, dino=heads[0], ibot=heads[1])
+        branch = Branch(student, dino=PrototypeHead(dim, config.dino_head), ibot=PrototypeHead(dim, config.ibot_head))
     else:
         teacher = load_teacher(config.teacher)
-        class_dim = student.class_dim if isinstance(student, TimmStudent) else dim
-        branch = Branch(student, projector=FeatureProjector(class_dim, dim, teacher.backbone.embed_dim))
+        branch = Branch(student, projector=FeatureProjector(student.class_dim, dim, teacher.backbone.embed_dim))
     config.check_patch(teacher.backbone.patch_size)
     return Distillation(branch, teacher, config.objective)
 
@@ -76,7 +62,8 @@ def distil(config: DistillConfig, runtime: Runtime, folder: Path, *, resume: boo
     """The run: measure, start, measure, train, measure, release."""
     say = Console(soft_wrap=True).print if runtime.is_main else (lambda *_, **__: None)
     evaluation, steps = config.evaluation, config.optim.steps
-    images, heldout, labelled = open_images(config)
+    images, heldout = open_split(config.data, evaluation.heldout, evaluation.heldout_count, config.runtime.seed)
+    labelled = open_source(evaluation.labelled) if evaluation.labelled else None
     with runtime.main_first():
         module = build(config).to(runtime.device)
     batches = functools.partial(
@@ -117,11 +104,9 @@ def distil(config: DistillConfig, runtime: Runtime, folder: Path, *, resume: boo
 
     # ---- training
     state = TrainState.start(runtime.shard(module), config.optim, global_batch=config.loader.batch_size)
-    checkpoint = latest_checkpoint(folder) if resume else None
-    if checkpoint is not None:
+    if resume and (checkpoint := latest_checkpoint(folder)):
         load_checkpoint(checkpoint, state)
-    if config.log.trackers:
-        runtime.start_trackers(config.name, to_dict(config))
+    runtime.start_trackers(config.name, to_dict(config))
 
     def save(state: TrainState, _: object) -> None:
         if state.step == steps or (config.checkpoint.every and state.step % config.checkpoint.every == 0):
@@ -151,8 +136,9 @@ def distil(config: DistillConfig, runtime: Runtime, folder: Path, *, resume: boo
 
 def main() -> None:
     """Read the command line, run."""
-    arguments = sys.argv[1:]
-    config, options = parse(DistillConfig, arguments, description=__doc__, default_config=CONFIGS / "demo.yaml")
+    own_images = any(argument.split("=")[0] == "--data" for argument in sys.argv)
+    preset = Path(__file__).parent / "configs" / ("one_gpu.yaml" if own_images else "demo.yaml")
+    config, options = parse(DistillConfig, description=__doc__, default_config=preset)
     folder = Path(config.runs) / config.name
     check_run_folder(folder, to_dict(config), resume=options.resume)
     with Runtime(config.runtime, trackers=config.log.trackers, run_dir=folder) as runtime:

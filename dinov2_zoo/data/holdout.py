@@ -3,7 +3,7 @@
 import torch
 from PIL import Image
 
-from dinov2_zoo.data.sources import Source
+from dinov2_zoo.data.sources import Source, open_source, set_aside
 from dinov2_zoo.errors import DataError
 
 
@@ -49,3 +49,23 @@ def hold_out(source: Source, count: int, seed: int) -> tuple[Source, Source]:
         )
     order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed)).tolist()
     return Subset(source, sorted(order[count:])), Subset(source, sorted(order[:count]))
+
+
+def open_split(data: str, heldout: str | None, count: int, seed: int) -> tuple[Source, Source | None]:
+    """Open the images to train on and those to measure on.
+
+    Args:
+        data: Source of the training images.
+        heldout: Source of the images to measure on; None takes what `data` itself sets aside, or else takes `count`
+            images out of it.
+        count: Images to take out of `data`; 0 takes none.
+        seed: Seed of that choice.
+
+    Returns:
+        (training images, held-out images or None).
+    """
+    images = open_source(data)
+    apart = heldout or set_aside(data)
+    if apart:
+        return images, open_source(apart)
+    return hold_out(images, count, seed) if count else (images, None)

@@ -55,7 +55,7 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_dim = dim = config.embed_dim
+        self.embed_dim = self.class_dim = dim = config.embed_dim
         self.patch_size = config.patch_size
         self.num_registers = config.num_registers
         cells = config.grid_size**2

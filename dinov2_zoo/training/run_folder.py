@@ -12,8 +12,12 @@ from dinov2_zoo.errors import ConfigError
 
 PACKAGES = ("dinov2-zoo", "torch", "torchvision", "timm", "accelerate", "safetensors", "huggingface_hub")
 
-# Settings that may change when a run is resumed: they do not alter what is learnt.
-FREE_ON_RESUME = ("runs", "log", "checkpoint", "loader.workers", "runtime.threads", "evaluation")
+# Settings that may change when a run is resumed: they do not alter what is learnt. (evaluation.heldout_count does:
+# it takes images out of training.)
+FREE_ON_RESUME = (
+    *("runs", "log", "checkpoint", "loader.workers", "runtime.threads"),
+    *(f"evaluation.{name}" for name in ("every", "pictures", "size", "labelled", "labelled_size")),
+)
 
 
 def provenance() -> dict[str, str]:

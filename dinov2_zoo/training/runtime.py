@@ -226,9 +226,9 @@ class Runtime:
     # ---------------------------------------------------------------- trackers and the end
 
     def start_trackers(self, name: str, config: Mapping[str, Any]) -> None:
-        """Open the trackers for a run; `config` is its nested settings."""
+        """Open the trackers for a run, if any were asked for; `config` is its nested settings."""
         self._accelerator.init_trackers(name, config=_flat(config))
-        self._tracking = True
+        self._tracking = bool(self._accelerator.log_with)
 
     def track(self, values: Mapping[str, float], step: int) -> None:
         """Send numbers to the trackers; nothing happens where none was started."""

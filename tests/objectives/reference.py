@@ -31,7 +31,7 @@ def koleo(tokens):
     losses = []
     for i in range(len(x)):
         others = [j for j in range(len(x)) if j != i]
-        best = max(others, key=lambda j: float(x[i] @ x[j]))
+        best = max(others, key=lambda j: float((x[i] @ x[j]).detach()))
         losses.append(-torch.log((x[i] - x[best] + 1e-8).norm() + 1e-8))
     return torch.stack(losses).mean()
 

@@ -33,7 +33,7 @@ def distillation(kind):
     shape = {"depth": 2, "num_heads": 2, "patch_size": 4, "img_size": 16, "num_registers": 2, "layer_scale": 1.0}
     student, teacher = (VisionTransformer(ModelConfig(embed_dim=d, **shape)) for d in (16, 32))
     if kind == "features":
-        pair = Branch(student, projector=FeatureProjector(16, 32)), Branch(teacher)
+        pair = Branch(student, projector=FeatureProjector(16, 16, 32)), Branch(teacher)
         return Distillation(*pair, ObjectiveConfig(kind="features"))
     sizes = HeadConfig(prototypes=24, hidden=16, bottleneck=8)
     branches = [
@@ -58,8 +58,11 @@ def batches(runtime, start=0):
 
 def start(runtime, kind, seed=0):
     torch.manual_seed(seed)
+    module = distillation(kind)
+    if kind == "features":
+        module.fit_projector(batches(runtime), device=runtime.device, autocast=runtime.autocast)
     optim = tiny_run.config(STEPS, base_lr=1e-2, ema_momentum=(0.9, 1.0))
-    return TrainState.start(runtime.shard(distillation(kind)), optim, global_batch=IMAGES)
+    return TrainState.start(runtime.shard(module), optim, global_batch=IMAGES)
 
 
 def scenario(runtime, kind, out):

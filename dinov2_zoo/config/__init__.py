@@ -1,0 +1,31 @@
+"""Every knob of a run: frozen dataclasses, with unit and source per field, checked at construction.
+
+A module receives its own dataclass, never the whole configuration. "Paper" is Oquab et al. 2023
+(arXiv 2304.07193), "official" the configuration files and code that Meta published with it.
+Field docstrings are what `--help` prints.
+"""
+
+from dinov2_zoo.config.checks import nearest_multiples, to_dict
+from dinov2_zoo.config.data import CropConfig, LoaderConfig
+from dinov2_zoo.config.distill import DistillConfig
+from dinov2_zoo.config.model import ModelConfig
+from dinov2_zoo.config.objective import FeaturesConfig, HeadConfig, ObjectiveConfig, PrototypesConfig
+from dinov2_zoo.config.training import CheckpointConfig, EvaluationConfig, LogConfig, OptimConfig, RuntimeConfig
+
+__all__ = [
+    "CheckpointConfig",
+    "CropConfig",
+    "DistillConfig",
+    "EvaluationConfig",
+    "FeaturesConfig",
+    "HeadConfig",
+    "LoaderConfig",
+    "LogConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "OptimConfig",
+    "PrototypesConfig",
+    "RuntimeConfig",
+    "nearest_multiples",
+    "to_dict",
+]

@@ -1,0 +1,72 @@
+"""Augmentation and loading."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dinov2_zoo.config.checks import check, nearest_multiples
+
+
+@dataclass(frozen=True)
+class CropConfig:
+    """Multi-crop augmentation (numbers: official `augmentations.py`, unless said otherwise)."""
+
+    global_size: int = 224
+    """Side of the two global crops, pixels."""
+    global_scale: tuple[float, float] = (0.32, 1.0)
+    """Share of the image's area that a global crop covers, (least, most)."""
+    local_size: int = 98
+    """Side of the local crops, pixels."""
+    local_scale: tuple[float, float] = (0.05, 0.32)
+    """Share of the image's area that a local crop covers, (least, most)."""
+    local_count: int = 8
+    """Local crops per image; 0 turns them off."""
+    aspect_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width over height of the cropped box, (least, most), drawn log-uniformly."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    jitter: float = 0.8
+    """Probability of colour jitter (brightness 0.4, contrast 0.4, saturation 0.2, hue 0.1)."""
+    grayscale: float = 0.2
+    """Probability of turning grey."""
+    solarize: float = 0.2
+    """Probability of inverting values of 128 and above; second global crop only."""
+    blur: Literal["released", "nominal", "off"] = "released"
+    """Gaussian blur of (global 1, global 2, local): "released" 0 / 0.9 / 0.5, what the published models were
+    trained with (the official code inverts the probability); "nominal" 1.0 / 0.1 / 0.5, as BYOL; or "off"."""
+
+    def __post_init__(self) -> None:
+        check(self.local_count >= 0, "local_count must be 0 or more.")
+        for name in ("global_scale", "local_scale", "aspect_ratio"):
+            low, high = getattr(self, name)
+            check(0 < low <= high, f"{name} must be (least, most) with 0 < least <= most, not ({low}, {high}).")
+        check(self.global_scale[1] <= 1 and self.local_scale[1] <= 1, "crop scales are shares of the area: at most 1.")
+        for name in ("flip", "jitter", "grayscale", "solarize"):
+            check(0 <= getattr(self, name) <= 1, f"{name} is a probability: use 0 to 1.")
+
+    def check_patch(self, patch: int) -> None:
+        """Raise ConfigError unless both crop sizes are multiples of `patch` pixels."""
+        for name in ("global_size", "local_size"):
+            size = getattr(self, name)
+            check(
+                size % patch == 0,
+                f"crops.{name} {size} is not a multiple of the patch ({patch}): use {nearest_multiples(size, patch)}.",
+            )
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """How images are read and batched."""
+
+    batch_size: int = 2048
+    """Images per optimizer step, over all processes and accumulation steps (paper, Table 16: 2048 for students)."""
+    workers: int = 8
+    """Decoding processes per training process; 0 decodes in the training process."""
+    max_bad_share: float = 0.01
+    """Stop when more than this share of the files cannot be decoded (chosen here: a few bad files are usual)."""
+
+    def __post_init__(self) -> None:
+        check(self.batch_size >= 1, "loader.batch_size must be at least 1.")
+        check(self.workers >= 0, "loader.workers must be 0 or more.")
+        check(0 <= self.max_bad_share <= 1, "loader.max_bad_share is a share: use 0 to 1.")

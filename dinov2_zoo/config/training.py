@@ -1,0 +1,123 @@
+"""Optimizer, devices, checkpoints, measurements, log."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from dinov2_zoo.config.checks import check
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedules (paper, Table 16, students)."""
+
+    steps: int = 625_000
+    """Optimizer steps of the run."""
+    warmup_steps: int = 100_000
+    """Steps of linear warm-up from 0."""
+    base_lr: float = 7.07e-4
+    """Peak learning rate at a global batch of 1024; the peak used is base_lr * sqrt(batch / 1024).
+    (The paper's 1e-3 at 2048.)"""
+    final_lr: float = 1e-6
+    """Learning rate at the last step of the cosine (official)."""
+    weight_decay: tuple[float, float] = (0.04, 0.2)
+    """Weight decay, (first, last), cosine in between."""
+    ema_momentum: tuple[float, float] = (0.994, 1.0)
+    """Momentum of the student's EMA, (first, last), cosine in between."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW betas (official)."""
+    clip_norm: float = 3.0
+    """Gradient norm above which gradients are scaled down, for the backbone and each head apart (official)."""
+    layer_decay: float = 1.0
+    """Learning-rate factor per block counted from the end; 1 is off (official long configs)."""
+    patch_embed_lr: float = 0.2
+    """Learning-rate factor of the patch embedding (official)."""
+    freeze_last_layer_steps: int = 1250
+    """Steps during which prototypes do not move (official: one epoch of 1250)."""
+    accumulate: int = 1
+    """Micro-batches per optimizer step; loader.batch_size is split into them."""
+
+    def __post_init__(self) -> None:
+        check(self.steps >= 1, "optim.steps must be at least 1.")
+        check(0 <= self.warmup_steps <= self.steps, "optim.warmup_steps must lie between 0 and optim.steps.")
+        check(self.base_lr > 0, "optim.base_lr must be above 0.")
+        check(self.accumulate >= 1, "optim.accumulate must be at least 1.")
+        check(0 < self.layer_decay <= 1, "optim.layer_decay must be above 0 and at most 1.")
+        check(all(0 <= m <= 1 for m in self.ema_momentum), "optim.ema_momentum must lie between 0 and 1.")
+
+    def peak_lr(self, global_batch: int) -> float:
+        """Peak learning rate for a global batch: the official square-root rule."""
+        return self.base_lr * math.sqrt(global_batch / 1024)
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """Devices, precision and randomness."""
+
+    seed: int = 0
+    """Seed of every random choice."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Precision of matrix products; weights, EMA, reductions and losses stay fp32. "auto": bf16 where the hardware
+    has it (GPU, or a CPU with AVX512-BF16 or AMX), else fp32."""
+    threads: int = 0
+    """CPU threads per process; 0 shares all cores among the local processes."""
+    compile: bool = False
+    """Compile each block with torch.compile."""
+    cpu: bool = False
+    """Stay on the CPU even where there is a GPU."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Training checkpoints."""
+
+    every: int = 1000
+    """Steps between checkpoints; the last step is always saved. 0: only the last."""
+    keep: int = 3
+    """Newest checkpoints kept; older ones are removed."""
+
+    def __post_init__(self) -> None:
+        check(self.every >= 0 and self.keep >= 1, "checkpoint.every must be 0 or more, checkpoint.keep at least 1.")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Measurements before, during and after training, on images kept out of it."""
+
+    heldout: str | None = None
+    """Source of images kept out of training, on which agreement with the teacher is measured. Default: the part that
+    the training source itself sets aside, or else `heldout_count` images taken out of it."""
+    heldout_count: int = 32
+    """Images taken out of the training source when it sets none aside; 0 measures no agreement."""
+    labelled: str | None = None
+    """Source of labelled images for k-NN (folder per class, or a source that carries labels)."""
+    size: int = 224
+    """Side of the evaluated images, pixels, after resizing the short side and a centre crop."""
+    labelled_size: int | None = None
+    """The same of the labelled images; default: `size`."""
+    fit_images: int = 1024
+    """Training images, over all processes, on which the linear map from student to teacher is fitted in closed form:
+    the projector's first weights and, where the objective has none, the yardstick (chosen here)."""
+    every: int = 0
+    """Steps between evaluations during training; 0: only before and after."""
+    pictures: int = 12
+    """Held-out images shown in the report."""
+
+    def __post_init__(self) -> None:
+        check(self.size >= 1 and self.every >= 0, "evaluation.size must be at least 1, evaluation.every 0 or more.")
+        check(self.heldout_count >= 0 and self.pictures >= 0, "evaluation counts must be 0 or more.")
+        check(self.fit_images >= 1, "evaluation.fit_images must be at least 1.")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What a run writes while it trains."""
+
+    every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    trackers: tuple[str, ...] = ()
+    """Trackers that accelerate knows: tensorboard, wandb, trackio, ... (their package must be installed)."""
+    progress: bool = True
+    """Show a progress bar on the first process."""
