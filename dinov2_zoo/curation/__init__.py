@@ -1,1 +1,0 @@
-"""From a raw pool of images to a curated training set."""
