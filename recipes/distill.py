@@ -13,23 +13,25 @@ import functools
 import math
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from dinov2_zoo.checkpoints.resume import latest_checkpoint, load_checkpoint, save_checkpoint
+from dinov2_zoo.checkpoints.heads import load_heads
+from dinov2_zoo.checkpoints.session import train_run
 from dinov2_zoo.cli import parse, run
 from dinov2_zoo.config import DistillConfig, to_dict
 from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.data.holdout import open_split
 from dinov2_zoo.data.loader import train_loader
-from dinov2_zoo.data.skips import SkipLedger, guarded
 from dinov2_zoo.data.sources import open_source
 from dinov2_zoo.evaluation.heldout import Examiner, Measured, load_images
 from dinov2_zoo.evaluation.table import terminal_table
+from dinov2_zoo.hub.model import Dinov2Model
 from dinov2_zoo.hub.student import save_student
-from dinov2_zoo.hub.teacher import load_teacher, load_teacher_with_heads
+from dinov2_zoo.hub.teacher import heads_beside, load_teacher, load_teacher_with_heads
 from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.heads import FeatureProjector, PrototypeHead
 from dinov2_zoo.models.students import TimmStudent, build_student
@@ -37,20 +39,25 @@ from dinov2_zoo.models.weight_selection import select_weights
 from dinov2_zoo.objectives.distillation import Distillation
 from dinov2_zoo.objectives.layerwise_start import LayerwiseStart
 from dinov2_zoo.reports.distillation import distillation_report, distillation_table
-from dinov2_zoo.training.log import RunLog
-from dinov2_zoo.training.loop import train
 from dinov2_zoo.training.run_folder import check_run_folder, claim_run_folder
 from dinov2_zoo.training.runtime import Runtime
-from dinov2_zoo.training.state import TrainState
 
 
 def build(config: DistillConfig) -> Distillation:
     """Teacher, student with random weights, and the objective between them."""
-    student = build_student(config.student, config.crops.global_size)
+    size = config.crops.global_size
+    student = (
+        Dinov2Model.from_pretrained(config.init, img_size=size) if config.init else build_student(config.student, size)
+    )
     dim = student.embed_dim
     if config.objective.kind == "prototypes":
         teacher = load_teacher_with_heads(config.teacher, config.heads, dino=config.dino_head, ibot=config.ibot_head)
-        branch = Branch(student, dino=PrototypeHead(dim, config.dino_head), ibot=PrototypeHead(dim, config.ibot_head))
+        assert teacher.dino is not None and teacher.ibot is not None
+        dino = PrototypeHead(dim, replace(config.dino_head, prototypes=teacher.dino.count))
+        ibot = PrototypeHead(dim, replace(config.ibot_head, prototypes=teacher.ibot.count))
+        if file := heads_beside(config.init) if config.init else None:
+            dino, ibot = load_heads(file, dim, student.state_dict())
+        branch = Branch(student, dino=dino, ibot=ibot)
     else:
         teacher = load_teacher(config.teacher)
         branch = Branch(student, projector=FeatureProjector(student.class_dim, dim, teacher.backbone.embed_dim))
@@ -61,7 +68,7 @@ def build(config: DistillConfig) -> Distillation:
 def distil(config: DistillConfig, runtime: Runtime, folder: Path, *, resume: bool) -> None:
     """The run: measure, start, measure, train, measure, release."""
     say = Console(soft_wrap=True).print if runtime.is_main else (lambda *_, **__: None)
-    evaluation, steps = config.evaluation, config.optim.steps
+    evaluation = config.evaluation
     images, heldout = open_split(config.data, evaluation.heldout, evaluation.heldout_count, config.runtime.seed)
     labelled = open_source(evaluation.labelled) if evaluation.labelled else None
     with runtime.main_first():
@@ -78,7 +85,9 @@ def distil(config: DistillConfig, runtime: Runtime, folder: Path, *, resume: boo
         load_images(heldout, evaluation.size) if heldout else None, labelled, config=evaluation,
         device=runtime.device, autocast=runtime.autocast, fit_batches=lambda: some_batches(evaluation.fit_images),
     )  # fmt: skip
-    batches(seed=config.runtime.seed, steps=steps)  # settings that cannot work fail here, before anything is written
+    batches(
+        seed=config.runtime.seed, steps=config.optim.steps
+    )  # settings that cannot work fail here, before anything is written
     if runtime.is_main:
         claim_run_folder(folder, to_dict(config))
     runtime.barrier()
@@ -89,10 +98,10 @@ def distil(config: DistillConfig, runtime: Runtime, folder: Path, *, resume: boo
             module.fit_projector(some_batches(evaluation.fit_images), device=runtime.device, autocast=runtime.autocast)
         return examine(module)
 
-    say("Measuring the student with random weights")
-    stages = {"random": measure_start()}
+    say("Measuring the student as it is")
+    stages = {"before" if config.init else "random": measure_start()}
     student, teacher = module.student.backbone, module.teacher.backbone
-    if config.start != "random" and not isinstance(student, TimmStudent):
+    if config.start != "random" and not config.init and not isinstance(student, TimmStudent):
         say("Starting the student from its teacher")
         if config.start == "selected":
             select_weights(teacher, student)
@@ -103,25 +112,10 @@ def distil(config: DistillConfig, runtime: Runtime, folder: Path, *, resume: boo
         stages["start"] = measure_start()
 
     # ---- training
-    state = TrainState.start(runtime.shard(module), config.optim, global_batch=config.loader.batch_size)
-    if resume and (checkpoint := latest_checkpoint(folder)):
-        load_checkpoint(checkpoint, state)
-    runtime.start_trackers(config.name, to_dict(config))
-
-    def save(state: TrainState, _: object) -> None:
-        if state.step == steps or (config.checkpoint.every and state.step % config.checkpoint.every == 0):
-            save_checkpoint(folder, state, keep=config.checkpoint.keep)
-
-    def evaluate(state: TrainState, _: object) -> None:
-        if evaluation.every and state.step % evaluation.every == 0 and state.step < steps:
-            log.write(state.step, {f"heldout/{name}": figure for name, figure in examine(module).figures().items()})
-
-    say(f"Training, step {state.step} to {steps}")
-    log = RunLog(folder, config.log, steps=steps, start=state.step, main=runtime.is_main, track=runtime.track)
-    with log:
-        ledger = SkipLedger(len(images), config.loader.max_bad_share)
-        stream = batches(seed=config.runtime.seed, start_step=state.step, steps=steps)
-        train(runtime, state, guarded(stream, ledger), log, [save, evaluate])
+    train_run(
+        config, runtime, folder, module, batches,
+        images=len(images), resume=resume, measure=lambda: examine(module).figures(),
+    )  # fmt: skip
 
     # ---- after: the average is what is released
     stages["trained"] = examine(module)
@@ -134,15 +128,20 @@ def distil(config: DistillConfig, runtime: Runtime, folder: Path, *, resume: boo
         say(f"Student   {folder}/student\nReport    {folder}/report.html\nPictures  {folder}/features.jpg")
 
 
+def launch(config: DistillConfig, *, resume: bool) -> None:
+    """Check the run folder, run."""
+    folder = Path(config.runs) / config.name
+    check_run_folder(folder, to_dict(config), resume=resume)
+    with Runtime(config.runtime, trackers=config.log.trackers, run_dir=folder) as runtime:
+        distil(config, runtime, folder, resume=resume)
+
+
 def main() -> None:
     """Read the command line, run."""
     own_images = any(argument.split("=")[0] == "--data" for argument in sys.argv)
     preset = Path(__file__).parent / "configs" / ("one_gpu.yaml" if own_images else "demo.yaml")
     config, options = parse(DistillConfig, description=__doc__, default_config=preset)
-    folder = Path(config.runs) / config.name
-    check_run_folder(folder, to_dict(config), resume=options.resume)
-    with Runtime(config.runtime, trackers=config.log.trackers, run_dir=folder) as runtime:
-        distil(config, runtime, folder, resume=options.resume)
+    launch(config, resume=options.resume)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@ A module receives its own dataclass, never the whole configuration. "Paper" is O
 Field docstrings are what `--help` prints.
 """
 
-from dinov2_zoo.config.checks import nearest_multiples, to_dict
-from dinov2_zoo.config.data import CropConfig, LoaderConfig
+from dinov2_zoo.config.checks import from_dict, nearest_multiples, to_dict
+from dinov2_zoo.config.data import CropConfig, LoaderConfig, MaskConfig
 from dinov2_zoo.config.distill import DistillConfig
 from dinov2_zoo.config.model import ModelConfig
 from dinov2_zoo.config.objective import FeaturesConfig, HeadConfig, ObjectiveConfig, PrototypesConfig
+from dinov2_zoo.config.pretrain import PretrainConfig, SelfDistillationConfig
 from dinov2_zoo.config.training import CheckpointConfig, EvaluationConfig, LogConfig, OptimConfig, RuntimeConfig
 
 __all__ = [
@@ -21,11 +22,15 @@ __all__ = [
     "HeadConfig",
     "LoaderConfig",
     "LogConfig",
+    "MaskConfig",
     "ModelConfig",
     "ObjectiveConfig",
     "OptimConfig",
+    "PretrainConfig",
     "PrototypesConfig",
     "RuntimeConfig",
+    "SelfDistillationConfig",
+    "from_dict",
     "nearest_multiples",
     "to_dict",
 ]

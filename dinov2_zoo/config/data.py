@@ -70,3 +70,26 @@ class LoaderConfig:
         check(self.batch_size >= 1, "loader.batch_size must be at least 1.")
         check(self.workers >= 0, "loader.workers must be 0 or more.")
         check(0 <= self.max_bad_share <= 1, "loader.max_bad_share is a share: use 0 to 1.")
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """Patches hidden from the student in pretraining (official `masking.py`, `collate.py`)."""
+
+    share: float = 0.5
+    """Share of the global crops that get a mask."""
+    ratios: tuple[float, float] = (0.1, 0.5)
+    """Share of a masked crop's patches that is hidden, (least, most); stratified over the batch."""
+    smallest_block: int = 4
+    """Patches of the smallest block."""
+    aspect: float = 0.3
+    """Least height over width of a block; the most is its inverse."""
+    exact: bool = False
+    """Complete each mask with single patches to the exact count (DINOv3) instead of letting it fall short."""
+
+    def __post_init__(self) -> None:
+        low, high = self.ratios
+        check(0 < self.share <= 1, "masks.share must be above 0 and at most 1.")
+        check(0 < low <= high <= 1, f"masks.ratios must be (least, most) with 0 < least <= most <= 1, not {low, high}.")
+        check(self.smallest_block >= 1, "masks.smallest_block must be at least 1.")
+        check(0 < self.aspect <= 1, "masks.aspect must be above 0 and at most 1.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dinov2_zoo.config.checks import check, nearest_multiples
+from dinov2_zoo.config.checks import check
 from dinov2_zoo.config.data import CropConfig, LoaderConfig
 from dinov2_zoo.config.objective import HeadConfig, ObjectiveConfig
 from dinov2_zoo.config.training import CheckpointConfig, EvaluationConfig, LogConfig, OptimConfig, RuntimeConfig
@@ -29,6 +29,9 @@ class DistillConfig:
     start: Literal["fitted", "selected", "random"] = "fitted"
     """Student's first weights. "fitted": its teacher in fewer dimensions, layer by layer in closed form, half a minute
     on the demo; "selected": a subset of the teacher's weights; "random". (timm students: always random.)"""
+    init: str | None = None
+    """An earlier student's folder to go on from, with its heads if it has any; `student` and `start` then do not count
+    (see `recipes/adapt_resolution.py`)."""
     start_images: int = 300
     """Images on which a "fitted" start is computed, over all processes (chosen here: 150 did a little worse)."""
     data: str = ""
@@ -39,9 +42,9 @@ class DistillConfig:
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     """Reading and batching."""
     dino_head: HeadConfig = field(default_factory=lambda: HeadConfig(bottleneck=384))
-    """Student's class-token head (prototypes); K must equal the teacher's."""
+    """Student's class-token head (prototypes); its K is that of the teacher's head."""
     ibot_head: HeadConfig = field(default_factory=HeadConfig)
-    """Student's patch-token head (prototypes); K must equal the teacher's."""
+    """Student's patch-token head (prototypes); its K is that of the teacher's head."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """What the student is asked to match."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -69,10 +72,4 @@ class DistillConfig:
     def check_patch(self, patch: int) -> None:
         """Raise ConfigError unless crops and evaluated images divide into patches of `patch` pixels."""
         self.crops.check_patch(patch)
-        for name in ("size", "labelled_size"):
-            size = getattr(self.evaluation, name)
-            check(
-                size is None or size % patch == 0,
-                f"evaluation.{name} {size} is not a multiple of the patch ({patch}): "
-                f"use {nearest_multiples(size or patch, patch)}.",
-            )
+        self.evaluation.check_patch(patch)

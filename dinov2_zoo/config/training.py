@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from dinov2_zoo.config.checks import check
+from dinov2_zoo.config.checks import check, nearest_multiples
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ class RuntimeConfig:
     """CPU threads per process; 0 shares all cores among the local processes."""
     compile: bool = False
     """Compile each block with torch.compile."""
+    activation_checkpointing: bool = False
+    """Recompute each block in the backward pass: a third more computation, a fraction of the memory."""
     cpu: bool = False
     """Stay on the CPU even where there is a GPU."""
 
@@ -109,6 +111,16 @@ class EvaluationConfig:
         check(self.size >= 1 and self.every >= 0, "evaluation.size must be at least 1, evaluation.every 0 or more.")
         check(self.heldout_count >= 0 and self.pictures >= 0, "evaluation counts must be 0 or more.")
         check(self.fit_images >= 1, "evaluation.fit_images must be at least 1.")
+
+    def check_patch(self, patch: int) -> None:
+        """Raise ConfigError unless evaluated images divide into patches of `patch` pixels."""
+        for name in ("size", "labelled_size"):
+            size = getattr(self, name)
+            check(
+                size is None or size % patch == 0,
+                f"evaluation.{name} {size} is not a multiple of the patch ({patch}): "
+                f"use {nearest_multiples(size or patch, patch)}.",
+            )
 
 
 @dataclass(frozen=True)

@@ -50,12 +50,17 @@ class View:
 
 
 def generator(*key: int | str) -> torch.Generator:
-    """A CPU generator whose numbers depend on `key` only, and on all of it: neighbouring keys have unrelated numbers.
+    """A CPU generator whose numbers depend on `key` only; those of neighbouring keys are unrelated."""
+    return torch.Generator().manual_seed(seed_of(*key))
+
+
+def seed_of(*key: int | str) -> int:
+    """A seed of 63 bits that depends on all of `key`.
 
     Python's own hash differs between processes for text; a sum or product of seeds would make neighbours repeat.
     """
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return int.from_bytes(digest, "little") >> 1
 
 
 def draw_view(width: int, height: int, view: int, config: CropConfig, source: torch.Generator) -> View:

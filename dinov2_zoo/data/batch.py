@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 
@@ -29,13 +29,20 @@ class Batch:
     """Local crops; L may be 0."""
     sample_ids: Int64[Tensor, " B"]
     """Index in the source of the image that each crop was cut from."""
+    seeds: Int64[Tensor, " B"]
+    """A number per image and epoch: all that is drawn about the image later follows from it. Stays on the CPU."""
+    step: int = 0
+    """Optimizer step that this batch is for."""
+    masks: Bool[Tensor, "2 B N"] | None = None
+    """True where a patch of a global crop is to be hidden from the student; None hides none."""
     skipped: list[Skipped] = field(default_factory=list)
     """Images that should have been in this batch but could not be decoded; others took their places."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """The same batch with crops and ids on `device`."""
+        """The same batch with crops, ids and masks on `device`."""
         return replace(
             self,
+            masks=None if self.masks is None else self.masks.to(device, non_blocking=non_blocking),
             global_crops=self.global_crops.to(device, non_blocking=non_blocking),
             local_crops=self.local_crops.to(device, non_blocking=non_blocking),
             sample_ids=self.sample_ids.to(device, non_blocking=non_blocking),
@@ -45,6 +52,7 @@ class Batch:
         """The same batch in page-locked memory; torch's DataLoader calls it."""
         return replace(
             self,
+            masks=None if self.masks is None else self.masks.pin_memory(),
             global_crops=self.global_crops.pin_memory(),
             local_crops=self.local_crops.pin_memory(),
             sample_ids=self.sample_ids.pin_memory(),

@@ -11,13 +11,15 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Bool
 from torch.utils.data import DataLoader, Dataset
 
-from dinov2_zoo.config import CropConfig, LoaderConfig
-from dinov2_zoo.data.augment import generator
+from dinov2_zoo.config import CropConfig, LoaderConfig, MaskConfig
+from dinov2_zoo.data.augment import generator, seed_of
 from dinov2_zoo.data.batch import Batch, Skipped
 from dinov2_zoo.data.crops import multi_crop
 from dinov2_zoo.data.decode import DecodeError, decode
+from dinov2_zoo.data.masks import block_mask, check_grid, stratified_ratios
 from dinov2_zoo.data.sources import Source
 from dinov2_zoo.errors import ConfigError, DataError
 
@@ -39,6 +41,8 @@ def train_loader(
     loader: LoaderConfig,
     *,
     seed: int,
+    masks: MaskConfig | None = None,
+    patch_size: int = 14,
     accumulate: int = 1,
     rank: int = 0,
     world_size: int = 1,
@@ -54,7 +58,9 @@ def train_loader(
         source: Images.
         crops: How to cut them.
         loader: Batch size per optimizer step over all processes and micro-batches; worker processes.
-        seed: Of the order and of the crops.
+        seed: Of the order, the crops and the masks.
+        masks: Which patches of the global crops to hide from a student; None: none.
+        patch_size: Side of a patch, pixels: masks are grids of patches.
         accumulate: Micro-batches per optimizer step.
         rank: Number of this process.
         world_size: Processes.
@@ -62,7 +68,7 @@ def train_loader(
         steps: Steps of the whole run.
 
     Raises:
-        ConfigError: The batch does not divide among processes and micro-batches.
+        ConfigError: The batch does not divide among processes and micro-batches, or masks cannot be placed.
         DataError: The source is smaller than a batch; while iterating: hardly an image decodes, or a worker died.
     """
     share = accumulate * world_size
@@ -78,8 +84,11 @@ def train_loader(
             f"{len(source)} images are fewer than one batch of {loader.batch_size}: "
             "lower loader.batch_size, or give more images."
         )
+    side = crops.global_size // patch_size
+    if masks is not None:
+        check_grid(side, masks)
     batches: DataLoader[Batch | DataError] = DataLoader(
-        _CropDataset(source, crops, seed),
+        _CropDataset(source, crops, loader.batch_size, seed, masks, side),
         batch_sampler=_Places(len(source), loader.batch_size, accumulate, rank, world_size, start_step, steps),
         collate_fn=_as_made,
         num_workers=loader.workers,
@@ -125,10 +134,15 @@ class _Places:
 class _CropDataset(Dataset[Batch]):
     """Makes whole batches. An error for the user is returned: raised in a worker, torch buries it in a traceback."""
 
-    def __init__(self, source: Source, crops: CropConfig, seed: int) -> None:
+    def __init__(
+        self, source: Source, crops: CropConfig, batch_size: int, seed: int, masks: MaskConfig | None, side: int
+    ) -> None:
         self.source = source
         self.crops = crops
+        self.batch_size = batch_size
         self.seed = seed
+        self.masks = masks
+        self.side = side
 
     def __getitems__(self, places: list[Place]) -> Batch | DataError:
         config, count = self.crops, len(places)
@@ -143,7 +157,24 @@ class _CropDataset(Dataset[Batch]):
                 ids.append(sample_id)
         except DataError as error:
             return error
-        return Batch(global_crops, local_crops, torch.tensor(ids), skipped)
+        seeds = [seed_of("image", self.seed, place.epoch, i) for place, i in zip(places, ids, strict=True)]
+        step, first = divmod(places[0].epoch * len(self.source) + places[0].slot, self.batch_size)
+        masks = None if self.masks is None else self._hide(self.masks, step, first, places, ids)
+        return Batch(global_crops, local_crops, torch.tensor(ids), torch.tensor(seeds), step, masks, skipped)
+
+    def _hide(
+        self, config: MaskConfig, step: int, first: int, places: list[Place], ids: list[int]
+    ) -> Bool[torch.Tensor, "2 B N"]:
+        """Masks of both global crops. How much is hidden is settled for the whole step; where, for each crop alone."""
+        size = self.batch_size
+        ratios = stratified_ratios(2 * size, config, generator("mask ratios", self.seed, step)).view(2, size)
+        return torch.stack(
+            [
+                block_mask(self.side, ratio, config, generator("mask", self.seed, place.epoch, sample_id, view))
+                for view in range(2)
+                for place, sample_id, ratio in zip(places, ids, ratios[view, first:].tolist(), strict=False)
+            ]
+        ).unflatten(0, (2, len(places)))
 
     def _crops(self, place: Place, skipped: list[Skipped]) -> tuple[int, torch.Tensor, torch.Tensor]:
         """Crops of the image at a place, or of the next good one after it in the same epoch."""

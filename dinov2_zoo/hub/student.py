@@ -6,8 +6,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dinov2_zoo.checkpoints.heads import HEADS_FILE
+from dinov2_zoo.checkpoints.heads import HEADS_FILE, fingerprint, save_heads
 from dinov2_zoo.checkpoints.write import save_timm, save_weights
+from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.students import TimmStudent
 from dinov2_zoo.objectives.distillation import Distillation
 from dinov2_zoo.objectives.features import FeaturesObjective
@@ -15,33 +16,47 @@ from dinov2_zoo.objectives.features import FeaturesObjective
 PROJECTOR_FILE = "projector.safetensors"
 
 
+def save_branch(folder: Path, branch: Branch, weights: dict[str, Tensor], **about: str) -> None:
+    """Write a branch's backbone as a model, and its heads, if it has any, beside it.
+
+    Args:
+        folder: To be created: the model, as `save_weights` (or timm, for its networks) writes it, and
+            heads.safetensors. Tied heads are written twice, so that any reader finds both.
+        branch: The run's, perhaps sharded: only its shape is read.
+        weights: Its weights as whole CPU tensors (`Runtime.full_state_dict`).
+        about: Where the heads come from, for their file's header.
+    """
+    backbone = branch.backbone
+    if isinstance(backbone, TimmStudent):
+        # A network of its own, for the run's may be sharded.
+        released = TimmStudent(backbone.name, backbone.img_size)
+        released.load_state_dict(_part(weights, "backbone"))
+        save_timm(folder, backbone.name, released.net)
+    else:
+        save_weights(folder, backbone.config, _part(weights, "backbone"))
+    dino, ibot = _part(weights, "dino"), _part(weights, "dino" if branch.tied else "ibot")
+    if dino and ibot:
+        save_heads(folder / HEADS_FILE, dino, ibot, {"backbone": fingerprint(_part(weights, "backbone")), **about})
+
+
 def save_student(folder: Path, distillation: Distillation, average: dict[str, Tensor]) -> None:
     """Write a trained student.
 
     Args:
-        folder: To be created: the model, as `save_weights` (or timm, for its networks) writes it, and one of
-            projector.safetensors, linear maps `class_token` and `patches` from the student's tokens to its teacher's,
-            or heads.safetensors.
+        folder: To be created, as by `save_branch`; with projector.safetensors, linear maps `class_token` and `patches`
+            from the student's tokens to its teacher's, where it was distilled by features.
         distillation: The run's module.
-        average: All weights of its `ema` branch as whole CPU tensors (`Runtime.full_state_dict`).
+        average: All weights of its `ema` branch as whole CPU tensors.
     """
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in average.items():
-        part, inner = name.split(".", 1)
-        parts.setdefault(part, {})[inner] = tensor
-    backbone = distillation.ema.backbone
-    if isinstance(backbone, TimmStudent):
-        # A network of its own, for the run's may be sharded.
-        released = TimmStudent(backbone.name, backbone.img_size)
-        released.load_state_dict(parts["backbone"])
-        save_timm(folder, backbone.name, released.net)
-    else:
-        save_weights(folder, backbone.config, parts["backbone"])
+    save_branch(folder, distillation.ema, average)
     if isinstance(distillation.objective, FeaturesObjective):
-        save_file(_unstandardised(parts["projector"], distillation.objective), folder / PROJECTOR_FILE)
-    else:
-        heads = {f"{part}_head.{name}": t for part in ("dino", "ibot") for name, t in parts[part].items()}
-        save_file(heads, folder / HEADS_FILE)
+        projector = _unstandardised(_part(average, "projector"), distillation.objective)
+        save_file(projector, folder / PROJECTOR_FILE)
+
+
+def _part(weights: dict[str, Tensor], child: str) -> dict[str, Tensor]:
+    """Weights of one child of a branch."""
+    return {name.split(".", 1)[1]: tensor for name, tensor in weights.items() if name.split(".", 1)[0] == child}
 
 
 def _unstandardised(projector: dict[str, Tensor], objective: FeaturesObjective) -> dict[str, Tensor]:

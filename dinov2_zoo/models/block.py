@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dinov2_zoo.config import ModelConfig
 from dinov2_zoo.models.attention import Attention
 from dinov2_zoo.models.packing import Packing
+from dinov2_zoo.models.stochastic_depth import Subset, subset_residual
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)  # official: 1e-6 everywhere
 
@@ -16,7 +17,7 @@ LayerNorm = partial(nn.LayerNorm, eps=1e-6)  # official: 1e-6 everywhere
 class Block(nn.Module):
     """Attention and feed-forward, each with LayerScale. It is also the unit that is sharded and compiled.
 
-    DINOv2's distillation has no stochastic depth, so there is none here.
+    In pretraining each of the two runs on a subset of the sequences (`stochastic_depth.py`); in distillation on all.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -29,10 +30,23 @@ class Block(nn.Module):
         self.mlp = feed_forward(config)
         self.ls2 = LayerScale(dim, config.layer_scale)
 
-    def forward(self, x: Float[Tensor, "total D"], packing: Packing) -> Float[Tensor, "total D"]:
-        """Transform a packed row of tokens."""
-        x = x + self.ls1(self.attn(self.norm1(x), packing))
-        return x + self.ls2(self.mlp(self.norm2(x)))
+    def attention(self, x: Float[Tensor, "total D"], packing: Packing) -> Float[Tensor, "total D"]:
+        """First residual branch."""
+        return self.ls1(self.attn(self.norm1(x), packing))
+
+    def feed_forward(self, x: Float[Tensor, "total D"], packing: Packing) -> Float[Tensor, "total D"]:
+        """Second residual branch."""
+        return self.ls2(self.mlp(self.norm2(x)))
+
+    def forward(
+        self, x: Float[Tensor, "total D"], packing: Packing, subsets: tuple[Subset, Subset] | None = None
+    ) -> Float[Tensor, "total D"]:
+        """Transform a packed row of tokens; with subsets, some sequences skip a branch."""
+        if subsets is None:
+            x = x + self.attention(x, packing)
+            return x + self.feed_forward(x, packing)
+        x = subset_residual(x, self.attention, packing, subsets[0])
+        return subset_residual(x, self.feed_forward, packing, subsets[1])
 
 
 def feed_forward(config: ModelConfig) -> nn.Module:

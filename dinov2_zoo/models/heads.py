@@ -38,6 +38,11 @@ class PrototypeHead(nn.Module):
         """Unit vectors of the bottleneck, in fp32 or better."""
         return F.normalize(at_least_fp32(self.mlp(x)), dim=-1)
 
+    @property
+    def count(self) -> int:
+        """Number of prototypes K."""
+        return len(self.last_layer.weight_g)
+
     def prototypes(self) -> Float[Tensor, "K d"]:
         """The prototypes; logits are `head(x) @ head.prototypes().T`."""
         return self.last_layer()

@@ -56,6 +56,8 @@ class TimmStudent(nn.Module):
         try:
             with torch.no_grad():
                 probe = self.forward_features(torch.zeros(1, 3, img_size, img_size))
+        except ConfigError:
+            raise
         except (RuntimeError, AssertionError, ValueError) as error:
             raise ConfigError(
                 f"{name} does not take images of {img_size} pixels ({error}): set crops.global_size to a size it takes."
@@ -72,6 +74,8 @@ class TimmStudent(nn.Module):
         if not isinstance(x, Tensor):
             return [self.forward_features(images) for images in x]
         features = self.net.forward_features(x)  # pyright: ignore[reportCallIssue]
+        if not isinstance(features, Tensor):
+            raise ConfigError(f"{self.name} has several feature maps: choose a network with one.")
         return {
             "x_norm_clstoken": self.net.forward_head(features, pre_logits=True),  # pyright: ignore[reportCallIssue]
             "x_norm_patchtokens": self._patches(features),

@@ -7,15 +7,18 @@ import torch
 from jaxtyping import Bool, Float
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dinov2_zoo.config import ModelConfig, nearest_multiples
 from dinov2_zoo.errors import ConfigError
 from dinov2_zoo.models.block import Block, LayerNorm
 from dinov2_zoo.models.packing import Packing
 from dinov2_zoo.models.position import resample_positions
+from dinov2_zoo.models.stochastic_depth import Subset
 
 Images = Float[Tensor, "B 3 H W"]
 Masks = Bool[Tensor, "B N"]
+Subsets = Sequence[tuple[Subset, Subset]] | None
 
 
 class PatchEmbed(nn.Module):
@@ -58,6 +61,7 @@ class VisionTransformer(nn.Module):
         self.embed_dim = self.class_dim = dim = config.embed_dim
         self.patch_size = config.patch_size
         self.num_registers = config.num_registers
+        self.checkpoint_blocks = False  # recompute blocks in the backward pass, to save memory
         cells = config.grid_size**2
         self.patch_embed = PatchEmbed(config.patch_size, dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
@@ -100,20 +104,29 @@ class VisionTransformer(nn.Module):
 
     # ---------------------------------------------------------------- features out
 
+    def packing(self, groups: Sequence[Images]) -> Packing:
+        """How the tokens of some groups of images lie in one row."""
+        first, cell = 1 + self.num_registers, self.patch_size
+        return Packing(tuple((len(g), first + (g.shape[-2] // cell) * (g.shape[-1] // cell)) for g in groups))
+
     @overload
     def forward_features(self, x: Tensor, masks: Tensor | None = None) -> dict[str, Any]: ...
     @overload
     def forward_features(
-        self, x: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None
+        self, x: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None, subsets: Subsets = None
     ) -> list[dict[str, Any]]: ...
     def forward_features(
-        self, x: Tensor | Sequence[Tensor], masks: Tensor | Sequence[Tensor | None] | None = None
+        self,
+        x: Tensor | Sequence[Tensor],
+        masks: Tensor | Sequence[Tensor | None] | None = None,
+        subsets: Subsets = None,
     ) -> dict[str, Any] | list[dict[str, Any]]:
         """Features of images, or of several groups of images of different sizes in one packed pass.
 
         Args:
             x: Images [B, 3, H, W], normalised; or a list of such.
             masks: True where a patch is hidden, [B, N] bool; or a list of such; or None.
+            subsets: Which sequences run through each block's two branches (`draw_subsets`); None: all.
 
         Returns:
             Meta's names, per group: x_norm_clstoken [B, D], x_norm_regtokens [B, R, D] (R may be 0),
@@ -121,15 +134,21 @@ class VisionTransformer(nn.Module):
         """
         if isinstance(x, Tensor):
             assert masks is None or isinstance(masks, Tensor)
-            return self._forward_groups([x], [masks])[0]
-        return self._forward_groups(x, [None] * len(x) if masks is None else list(masks))
+            return self._forward_groups([x], [masks], subsets)[0]
+        return self._forward_groups(x, [None] * len(x) if masks is None else list(masks), subsets)
 
-    def _forward_groups(self, x: Sequence[Tensor], masks: Sequence[Tensor | None]) -> list[dict[str, Any]]:
+    def _forward_groups(
+        self, x: Sequence[Tensor], masks: Sequence[Tensor | None], subsets: Subsets
+    ) -> list[dict[str, Any]]:
         groups = [self.prepare_tokens(images, mask) for images, mask in zip(x, masks, strict=True)]
         packing = Packing.of(groups)
         row = packing.pack(groups)
-        for block in self.blocks:
-            row = block(row, packing)
+        recompute = self.checkpoint_blocks and torch.is_grad_enabled()
+        for block, subset in zip(self.blocks, subsets or [None] * len(self.blocks), strict=True):
+            if recompute:  # no block draws random numbers, so there is no state of theirs to restore
+                row = checkpoint(block, row, packing, subset, use_reentrant=False, preserve_rng_state=False)
+            else:
+                row = block(row, packing, subset)
         normed, prenorm, first = packing.unpack(self.norm(row)), packing.unpack(row), 1 + self.num_registers
         return [
             {

@@ -78,15 +78,16 @@ class Moments:
         Args:
             ridge: Added to the diagonal of the student's covariance, as a share of the diagonal's mean.
         """
+        sums = {name: total.clone() for name, total in self.sums.items()}
         if dist.is_initialized():
-            for total in self.sums.values():
+            for total in sums.values():
                 dist.all_reduce(total)
-        n = self.sums["n"]
-        x_mean, y_mean = self.sums["x"] / n, self.sums["y"] / n
-        deviation = (self.sums["yy"] / n - y_mean.square()).clamp(min=1e-12).sqrt()
-        covariance = self.sums["xx"] / n - torch.outer(x_mean, x_mean)
+        n = sums["n"]
+        x_mean, y_mean = sums["x"] / n, sums["y"] / n
+        deviation = (sums["yy"] / n - y_mean.square()).clamp(min=1e-12).sqrt()
+        covariance = sums["xx"] / n - torch.outer(x_mean, x_mean)
         covariance.diagonal().add_(ridge * covariance.diagonal().mean() + 1e-12)
-        cross = (self.sums["xy"] / n - torch.outer(x_mean, y_mean)) / deviation
+        cross = (sums["xy"] / n - torch.outer(x_mean, y_mean)) / deviation
         weight = torch.linalg.solve(covariance, cross).T
         return LinearMap(weight, -weight @ x_mean, y_mean, deviation)
 

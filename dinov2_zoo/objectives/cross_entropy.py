@@ -20,16 +20,20 @@ def plain_cross_entropy(
     targets: Sequence[Targets],
     *,
     temperature: float,
+    weights: Float[Tensor, " n"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Sum over tokens and targets of -sum_k target_k log softmax_k(z . w / temperature). The reference.
+    """Weighted sum over tokens and targets of -sum_k target_k log softmax_k(z . w / temperature). The reference.
 
     Args:
         bottleneck: The student's unit vectors z.
         prototypes: The student's prototypes w.
         targets: One or several teacher opinions of each of the n tokens, row by row.
         temperature: The student's.
+        weights: Of the tokens; None: 1 each.
     """
     log_p = torch.log_softmax(bottleneck @ prototypes.T / temperature, dim=1)
+    if weights is not None:
+        log_p = log_p * weights[:, None]
     return -sum((t.probabilities() * log_p).sum() for t in targets)  # pyright: ignore[reportReturnType]
 
 
@@ -39,13 +43,14 @@ def chunked_cross_entropy(
     targets: Sequence[Targets],
     *,
     temperature: float,
+    weights: Float[Tensor, " n"] | None = None,
     chunk: int = 4096,
 ) -> Float[Tensor, ""]:
     """`plain_cross_entropy`, loss and gradient in one pass over chunks of tokens.
 
     Peak memory is a few [chunk, K] matrices, whatever n. Gradients reach the student only.
     """
-    loss: Tensor = _Chunked.apply(bottleneck, prototypes, tuple(targets), temperature, chunk)  # pyright: ignore[reportAssignmentType]
+    loss: Tensor = _Chunked.apply(bottleneck, prototypes, tuple(targets), temperature, weights, chunk)  # pyright: ignore[reportAssignmentType]
     return loss
 
 
@@ -54,7 +59,13 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, bottleneck: Tensor, prototypes: Tensor, targets: tuple[Targets, ...], temperature: float, chunk: int
+        ctx: Any,
+        bottleneck: Tensor,
+        prototypes: Tensor,
+        targets: tuple[Targets, ...],
+        temperature: float,
+        weights: Tensor | None,
+        chunk: int,
     ) -> Tensor:
         total = bottleneck.new_zeros(())
         d_bottleneck = torch.empty_like(bottleneck)
@@ -66,8 +77,9 @@ class _Chunked(torch.autograd.Function):
             target = targets[0].probabilities(rows)
             for more in targets[1:]:
                 target += more.probabilities(rows)
-            total -= torch.dot(target.flatten(), log_p.flatten())
-            d_logits = log_p.exp_().mul_(len(targets)).sub_(target).div_(temperature)
+            scale = z.new_ones(len(z)) if weights is None else weights[rows]
+            total -= torch.dot((target * log_p).sum(1), scale)
+            d_logits = log_p.exp_().mul_(len(targets)).sub_(target).mul_(scale[:, None] / temperature)
             d_bottleneck[rows] = d_logits @ prototypes
             d_prototypes.addmm_(d_logits.T, z)
         ctx.save_for_backward(d_bottleneck, d_prototypes)
@@ -76,4 +88,4 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, ...]:
         d_bottleneck, d_prototypes = ctx.saved_tensors
-        return d_bottleneck * grad[0], d_prototypes * grad[0], None, None, None
+        return d_bottleneck * grad[0], d_prototypes * grad[0], None, None, None, None

@@ -8,14 +8,17 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor, nn
 
 from dinov2_zoo.config import ObjectiveConfig
 from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.errors import ConfigError
 from dinov2_zoo.models.branch import Branch
+from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.objectives.closed_form import fit_maps
 from dinov2_zoo.objectives.features import FeaturesObjective
+from dinov2_zoo.objectives.ibot import sampled_positions
 from dinov2_zoo.objectives.prototypes import PrototypesObjective
 
 
@@ -57,13 +60,27 @@ class Distillation(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Scalar terms, each a mean over this process's images; "loss" is the one to minimise."""
         crops = [batch.global_crops, batch.local_crops] if len(batch.local_crops) else [batch.global_crops]
-        student = self.student(crops)
-        with torch.no_grad():
-            # Prototypes: the teacher sees global crops only. Features: what the student sees, whatever its size.
-            teacher = self.teacher(crops if isinstance(self.objective, FeaturesObjective) else crops[:1])
         if isinstance(self.objective, FeaturesObjective):
+            student = self.student(crops)
+            with torch.no_grad():
+                teacher = self.teacher(crops)
             return self.objective(student, teacher)
-        return self.objective(student, teacher, batch)
+        positions = self._positions(batch)
+        student = self.student(crops, positions=positions)
+        with torch.no_grad():
+            teacher = self.teacher(crops[:1], positions=positions)
+        return self.objective(student, teacher, teacher_temperature=self.config.prototypes.teacher_temperature)
+
+    def _positions(self, batch: Batch) -> Int64[Tensor, " n"] | None:
+        """Patches of the global crops that iBOT compares; None: all."""
+        share = self.config.prototypes.patch_share
+        if share >= 1:
+            return None
+        views, _, _, height, width = batch.global_crops.shape
+        assert isinstance(self.teacher.backbone, VisionTransformer)
+        patch = self.teacher.backbone.patch_size
+        cells = (height // patch) * (width // patch)
+        return sampled_positions(batch.seeds, views, cells, share).to(batch.global_crops.device)
 
     def reset_average(self) -> None:
         """Make the average the student as it is now; before sharding, once the student has its first weights."""
@@ -109,9 +126,11 @@ def _check_heads(student: Branch, teacher: Branch) -> tuple[int, int]:
                 "Distillation by prototypes needs heads on both sides, and Meta published none: pass the heads of a "
                 "teacher you trained with --heads FILE, or use --objective.kind features."
             )
-        k, wanted = len(mine.last_layer.weight_g), len(theirs.last_layer.weight_g)
+        k, wanted = mine.count, theirs.count
         if k != wanted:
-            raise ConfigError(f"The student's {name} head has {k} prototypes, its teacher's {wanted}: set {wanted}.")
+            raise ConfigError(
+                f"The student's {name} head has {k} prototypes, its teacher's {wanted}: give both {wanted}."
+            )
         counts.append(k)
     patches = [getattr(branch.backbone, "patch_size", None) for branch in (student, teacher)]
     if patches[0] != patches[1]:

@@ -1,13 +1,13 @@
-"""Distillation by prototypes, the paper's way: DINO on class tokens, iBOT on patch tokens, KoLeo (paper, section 5)."""
+"""The paper's objective: DINO on class tokens, iBOT on patch tokens, KoLeo; in pretraining and in distillation."""
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from dinov2_zoo.config import PrototypesConfig
-from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.objectives.centering import sinkhorn_bias, update_center
 from dinov2_zoo.objectives.dino import dino_loss
-from dinov2_zoo.objectives.ibot import ibot_loss, positions
+from dinov2_zoo.objectives.ibot import ibot_loss
 from dinov2_zoo.objectives.koleo import koleo_loss
 from dinov2_zoo.objectives.targets import Targets
 
@@ -34,20 +34,28 @@ class PrototypesObjective(nn.Module):
         self.register_buffer("dino_center", torch.zeros(dino_prototypes))
         self.register_buffer("ibot_center", torch.zeros(ibot_prototypes))
 
-    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student: Outputs,
+        teacher: Outputs,
+        *,
+        teacher_temperature: float,
+        patch_weights: Float[Tensor, " n"] | None = None,
+    ) -> dict[str, Tensor]:
         """Loss terms, each a mean over this process's images; "loss" is their weighted sum.
 
         Args:
             student: Outputs for the global crops and, if there are any, the local ones.
-            teacher: Outputs for the global crops.
-            batch: What both saw.
+            teacher: Outputs for the global crops, at the same patches.
+            teacher_temperature: Of the teacher's softmax, now.
+            patch_weights: Of the patches in the iBOT term; None: equal ones.
         """
         config, temperature = self.config, self.config.student_temperature
+        mine, theirs = student[0], teacher[0]
         # Small temperatures: logits are computed in fp32 even where the networks run in bf16.
-        with torch.autocast(batch.global_crops.device.type, enabled=False):
-            mine, theirs = student[0], teacher[0]
-            class_targets = self._targets(theirs["dino_bottleneck"].flatten(0, 1), theirs["dino_prototypes"], "dino")
-            images = batch.global_crops.shape[1]
+        with torch.autocast(mine["class"].device.type, enabled=False):
+            images = mine["class"].shape[1]
+            class_targets = self._targets(theirs, "dino", teacher_temperature)
             dino = dino_loss(
                 mine["dino_bottleneck"],
                 student[1]["dino_bottleneck"] if len(student) > 1 else mine["dino_bottleneck"][:0],
@@ -56,13 +64,12 @@ class PrototypesObjective(nn.Module):
                 temperature=temperature,
                 chunk=config.chunk,
             )
-            views, _, patches, _ = mine["ibot_bottleneck"].shape
-            chosen = positions(batch.sample_ids, views, patches, config.patch_share).to(batch.global_crops.device)
             ibot = ibot_loss(
-                mine["ibot_bottleneck"].flatten(0, 2)[chosen],
+                mine["ibot_bottleneck"],
                 mine["ibot_prototypes"],
-                self._targets(theirs["ibot_bottleneck"].flatten(0, 2)[chosen], theirs["ibot_prototypes"], "ibot"),
+                self._targets(theirs, "ibot", teacher_temperature),
                 temperature=temperature,
+                weights=patch_weights,
                 chunk=config.chunk,
             )
             koleo = torch.stack([koleo_loss(view) for view in mine["class"]]).sum()
@@ -70,9 +77,10 @@ class PrototypesObjective(nn.Module):
         return {"loss": loss, "dino": dino, "ibot": ibot, "koleo": koleo}
 
     @torch.no_grad()
-    def _targets(self, bottleneck: Tensor, prototypes: Tensor, head: str) -> Targets:
+    def _targets(self, teacher: dict[str, Tensor], head: str, temperature: float) -> Targets:
         """The teacher's distributions, balanced."""
-        config, temperature = self.config, self.config.teacher_temperature
+        config = self.config
+        bottleneck, prototypes = teacher[f"{head}_bottleneck"].flatten(0, -2), teacher[f"{head}_prototypes"]
         if config.centering == "sinkhorn":
             bias = sinkhorn_bias(
                 bottleneck,

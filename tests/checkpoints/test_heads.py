@@ -33,12 +33,12 @@ def assert_identical(loaded, heads):
 
 
 def test_a_round_trip_is_bit_exact_and_sizes_follow_from_the_tensors(tmp_path, heads):
-    save_heads(tmp_path / HEADS_FILE, *heads)
+    save_heads(tmp_path / HEADS_FILE, *(head.state_dict() for head in heads))
     assert_identical(load_heads(tmp_path / HEADS_FILE, DIM), heads)
 
 
 def test_the_file_has_metas_names(tmp_path, heads):
-    save_heads(tmp_path / HEADS_FILE, *heads)
+    save_heads(tmp_path / HEADS_FILE, *(head.state_dict() for head in heads))
     layers = [f"mlp.{i}.{kind}" for i in (0, 2, 4) for kind in ("weight", "bias")]
     layers += ["last_layer.weight_g", "last_layer.weight_v"]
     assert set(load_file(tmp_path / HEADS_FILE)) == {f"{h}_head.{name}" for h in ("dino", "ibot") for name in layers}
@@ -67,14 +67,14 @@ def test_missing_heads_say_how_to_get_them(tmp_path, heads):
 
 
 def test_heads_of_another_width_are_refused(tmp_path, heads):
-    save_heads(tmp_path / HEADS_FILE, *heads)
+    save_heads(tmp_path / HEADS_FILE, *(head.state_dict() for head in heads))
     with pytest.raises(CheckpointError, match="width of 32, this teacher's is 64"):
         load_heads(tmp_path / HEADS_FILE, 64)
 
 
 @pytest.mark.parametrize("name", ["dino_head.mlp.2.bias", "ibot_head.last_layer.weight_g"])
 def test_a_lost_or_misshapen_tensor_is_named(tmp_path, heads, name):
-    save_heads(tmp_path / HEADS_FILE, *heads)
+    save_heads(tmp_path / HEADS_FILE, *(head.state_dict() for head in heads))
     state = load_file(tmp_path / HEADS_FILE)
     for wrong in ({k: t for k, t in state.items() if k != name}, state | {name: torch.zeros(3)}):
         save_file(wrong, tmp_path / "wrong.safetensors")

@@ -51,12 +51,15 @@ def joined(parts):
         torch.cat([part.global_crops for part in parts], 1),
         torch.cat([part.local_crops for part in parts], 1),
         torch.cat([part.sample_ids for part in parts]),
+        torch.cat([part.seeds for part in parts]),
+        0,
+        None,
         [image for part in parts for image in part.skipped],
     )
 
 
 def assert_same(a, b):
-    assert torch.equal(a.sample_ids, b.sample_ids) and a.skipped == b.skipped
+    assert torch.equal(a.sample_ids, b.sample_ids) and torch.equal(a.seeds, b.seeds) and a.skipped == b.skipped
     assert torch.equal(a.global_crops, b.global_crops) and torch.equal(a.local_crops, b.local_crops)
 
 
@@ -196,7 +199,7 @@ def test_one_bad_file_of_thirty_is_more_than_one_in_a_hundred():
 
 def test_a_guarded_stream_ends_after_the_batch_that_went_over():
     one = torch.zeros(2, 1, 3, 4, 4), torch.zeros(0, 1, 3, 2, 2), torch.zeros(1, dtype=torch.int64)
-    stream = [Batch(*one, [Skipped(i, "x", "Broken.")] if i else []) for i in range(5)]
+    stream = [Batch(*one, one[2], 0, None, [Skipped(i, "x", "Broken.")] if i else []) for i in range(5)]
     seen = []
     with pytest.raises(DataError, match="2 of 10"):
         for batch in guarded(stream, SkipLedger(10, 0.1)):

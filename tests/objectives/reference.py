@@ -47,16 +47,40 @@ def head(mlp, g, v, tokens):
     return x @ (g * v / v.norm(dim=1, keepdim=True)).T
 
 
+def masked_ibot(targets, patches, masks, temperature):
+    """Per crop the mean over its masked patches, 0 where it has none; then the mean over all crops."""
+    total, used, crops = 0, 0, 0
+    for view, mask in zip(patches, masks, strict=True):
+        for image in range(len(view)):
+            crops += 1
+            count = int(mask[image].sum())
+            if count:
+                goal = targets[used : used + count]
+                total = total + cross_entropy(goal, view[image][mask[image]], temperature).mean()
+                used += count
+    return total / crops
+
+
 def objective(
-    student, teacher, *, teacher_temperature, student_temperature, iterations=3, centres=None, koleo_weight=0.1
+    student,
+    teacher,
+    *,
+    teacher_temperature,
+    student_temperature,
+    iterations=3,
+    centres=None,
+    koleo_weight=0.1,
+    masks=None,
 ):
-    """The whole loss.
+    """The whole loss; with masks [2][B, N], iBOT is about the masked patches only.
 
     student, teacher: dicts with "class" logits per view [V][B, K], "patches" logits per global view [2][B, N, K], and,
     of the student, "tokens" [2][B, D]; views are global 1, global 2, locals.
     """
     class_logits = torch.cat(teacher["class"][:2])
     patch_logits = torch.cat([p.flatten(0, 1) for p in teacher["patches"]])
+    if masks is not None:
+        patch_logits = patch_logits[torch.cat([m.flatten() for m in masks])]
     if centres is None:
         class_targets = sinkhorn(class_logits, teacher_temperature, iterations)
         patch_targets = sinkhorn(patch_logits, teacher_temperature, iterations)
@@ -72,6 +96,9 @@ def objective(
                 pairs.append(cross_entropy(class_targets[t], logits, student_temperature).mean())
     dino = torch.stack(pairs).mean()
     patches = torch.cat([p.flatten(0, 1) for p in student["patches"]])
-    ibot = cross_entropy(patch_targets, patches, student_temperature).mean()
+    if masks is None:
+        ibot = cross_entropy(patch_targets, patches, student_temperature).mean()
+    else:
+        ibot = masked_ibot(patch_targets, student["patches"], masks, student_temperature)
     spread = sum(koleo(tokens) for tokens in student["tokens"])
     return {"loss": dino + ibot + koleo_weight * spread, "dino": dino, "ibot": ibot, "koleo": spread}

@@ -118,7 +118,7 @@ def test_any_timm_network_can_learn_from_a_grid_of_another_size(name):
     module = Distillation(Branch(student, projector=projector), Branch(teacher), ObjectiveConfig())
     batch = tiny.batch(images=2, local=0)
     images = F.interpolate(batch.global_crops.flatten(0, 1), size=(224, 224)).unflatten(0, (2, 2))
-    batch = type(batch)(images, torch.empty(0, 2, 3, 14, 14), batch.sample_ids, [])
+    batch = type(batch)(images, torch.empty(0, 2, 3, 14, 14), batch.sample_ids, batch.seeds)
     module.fit_projector([batch], device=CPU)
     module(batch)["loss"].backward()
     assert all(p.grad is not None for p in projector.parameters())

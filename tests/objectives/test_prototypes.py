@@ -12,7 +12,7 @@ from dinov2_zoo.errors import ConfigError
 from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.heads import PrototypeHead
 from dinov2_zoo.objectives.distillation import Distillation
-from dinov2_zoo.objectives.ibot import positions
+from dinov2_zoo.objectives.ibot import sampled_positions
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import reference
@@ -114,12 +114,12 @@ def test_teacher_and_average_are_frozen_and_in_evaluation_mode():
 
 
 def test_a_share_of_positions_is_drawn_equally_from_every_crop_and_depends_on_the_image_only():
-    chosen = positions(torch.tensor([4, 9, 2]), views=2, patches=16, share=0.25)
+    chosen = sampled_positions(torch.tensor([4, 9, 2]), views=2, patches=16, share=0.25)
     per_crop = (chosen // 16).bincount()
     assert per_crop.tolist() == [4] * 6 and len(chosen.unique()) == 24
-    alone = positions(torch.tensor([9]), views=2, patches=16, share=0.25) % 16
+    alone = sampled_positions(torch.tensor([9]), views=2, patches=16, share=0.25) % 16
     assert torch.equal(alone[:4], chosen[4:8] % 16) and not torch.equal(alone[:4], alone[4:])
-    assert torch.equal(positions(torch.tensor([4, 9]), 2, 3, 1.0), torch.arange(12))
+    assert torch.equal(sampled_positions(torch.tensor([4, 9]), 2, 3, 1.0), torch.arange(12))
 
 
 @pytest.mark.parametrize("change", ["no heads", "other K", "other patch"])

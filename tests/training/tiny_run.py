@@ -79,7 +79,7 @@ def batches(steps, *, accumulate=1, size=8, rank=0, world=1, start=0):
                 global_crops=images[:, mine].to(torch.get_default_dtype()),
                 local_crops=torch.empty(0, share, 3, 2, 2),
                 sample_ids=torch.arange(step * size, (step + 1) * size)[mine],
-                skipped=[],
+                seeds=torch.arange(size)[mine],
             )
 
 

@@ -53,7 +53,7 @@ def batches(runtime, start=0):
         large = torch.randn(2, IMAGES, 3, 16, 16, generator=generator).to(torch.get_default_dtype())
         small = torch.randn(1, IMAGES, 3, 8, 8, generator=generator).to(torch.get_default_dtype())
         ids = torch.arange(step * IMAGES, (step + 1) * IMAGES)
-        yield Batch(global_crops=large[:, mine], local_crops=small[:, mine], sample_ids=ids[mine], skipped=[])
+        yield Batch(global_crops=large[:, mine], local_crops=small[:, mine], sample_ids=ids[mine], seeds=ids[mine])
 
 
 def start(runtime, kind, seed=0):

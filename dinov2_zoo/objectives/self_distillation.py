@@ -1,0 +1,86 @@
+"""Self-distillation, the paper's pretraining: a student learns what its own average makes of other views (section 4).
+
+The average is the teacher. It sees both global crops whole; the student sees them with patches hidden, and local crops.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dinov2_zoo.config import PrototypesConfig, SelfDistillationConfig
+from dinov2_zoo.data.batch import Batch
+from dinov2_zoo.errors import ConfigError
+from dinov2_zoo.models.branch import Branch
+from dinov2_zoo.models.stochastic_depth import Subset, draw_subsets
+from dinov2_zoo.models.vision_transformer import VisionTransformer
+from dinov2_zoo.objectives.health import health
+from dinov2_zoo.objectives.ibot import masked_positions
+from dinov2_zoo.objectives.prototypes import PrototypesObjective
+
+
+class SelfDistillation(nn.Module):
+    """Maps a batch to loss terms. Children: `student` and `ema`, its average and teacher (`Branch`), and `objective`.
+
+    Args:
+        student: A backbone with a head for class tokens, and one for patch tokens or a tied one.
+        losses: Weights and temperatures of the three losses.
+        config: Temperature warm-up, stochastic depth.
+    """
+
+    def __init__(self, student: Branch, losses: PrototypesConfig, config: SelfDistillationConfig) -> None:
+        super().__init__()
+        assert isinstance(student.backbone, VisionTransformer)
+        self.losses = losses
+        self.config = config
+        self.student = student
+        self.ema = copy.deepcopy(student).requires_grad_(False)
+        dino, ibot = student.heads
+        if dino is None or ibot is None:
+            raise ConfigError("Self-distillation needs a head for class tokens and one for patch tokens: give both.")
+        self.objective = PrototypesObjective(losses, dino_prototypes=dino.count, ibot_prototypes=ibot.count)
+        self.train()
+
+    def train(self, mode: bool = True) -> "SelfDistillation":
+        """Set the student's mode; the average stays in evaluation mode."""
+        super().train(mode)
+        self.ema.eval()
+        return self
+
+    def teacher_temperature(self, step: int) -> float:
+        """Temperature of the teacher's softmax at an optimizer step."""
+        warmup, last = self.config.temperature_warmup_steps, self.losses.teacher_temperature
+        done = min(1.0, step / warmup) if warmup else 1.0
+        return self.config.first_temperature + (last - self.config.first_temperature) * done
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Scalar terms, each a mean over this process's images; "loss" is the one to minimise, "health/..." are not."""
+        assert batch.masks is not None, "the loader draws masks when it is given their settings"
+        crops = [batch.global_crops, batch.local_crops] if len(batch.local_crops) else [batch.global_crops]
+        positions, weights = masked_positions(batch.masks)
+        temperature = self.teacher_temperature(batch.step)
+        student = self.student(crops, masks=batch.masks, subsets=self._subsets(batch, crops), positions=positions)
+        with torch.no_grad():
+            teacher = self.ema(crops[:1], positions=positions)
+        terms = self.objective(student, teacher, teacher_temperature=temperature, patch_weights=weights)
+        views = teacher[0]
+        figures = health(
+            views["class"][0], views["dino_bottleneck"][0], views["dino_prototypes"], temperature=temperature
+        )
+        return terms | {f"health/{name}": figure for name, figure in figures.items()}
+
+    def _subsets(self, batch: Batch, crops: list[Tensor]) -> Sequence[tuple[Subset, Subset]] | None:
+        """Which sequences pass through each of the student's blocks."""
+        if not (self.training and self.config.drop_path):
+            return None
+        backbone = self.student.backbone
+        assert isinstance(backbone, VisionTransformer)
+        return draw_subsets(
+            batch.seeds,
+            [len(group) for group in crops],
+            backbone.packing([group.flatten(0, 1) for group in crops]),
+            depth=len(backbone.blocks),
+            rate=self.config.drop_path,
+            device=batch.global_crops.device,
+        )

@@ -1,0 +1,77 @@
+"""A branch returns what its backbone and heads give when asked one by one, group of crops by group of crops."""
+
+import pytest
+import torch
+
+from dinov2_zoo.config import HeadConfig, ModelConfig
+from dinov2_zoo.models.branch import Branch
+from dinov2_zoo.models.heads import FeatureProjector, PrototypeHead
+
+VIEWS, IMAGES, PATCHES, DIM = 2, 3, 16, 24
+
+
+@pytest.fixture
+def branch(lively):
+    torch.manual_seed(0)
+    dino, ibot = (PrototypeHead(DIM, HeadConfig(k, hidden=20, bottleneck=6)) for k in (30, 40))
+    backbone = lively(ModelConfig(DIM, 2, 3, patch_size=7, img_size=28, num_registers=4))
+    return Branch(backbone, dino=dino, ibot=ibot, projector=FeatureProjector(DIM, DIM, 10)).eval()
+
+
+def crops():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(v, IMAGES, 3, side, side, generator=generator) for v, side in ((VIEWS, 28), (4, 14))]
+
+
+@torch.inference_mode()
+def test_every_output_is_that_of_the_part_it_names(branch):
+    for number, (group, found) in enumerate(zip(crops(), branch(crops()), strict=True)):
+        alone = branch.backbone.forward_features(group.flatten(0, 1))
+        tokens = {"class": alone["x_norm_clstoken"], "patches": alone["x_norm_patchtokens"]}
+        expected = {name: x.unflatten(0, group.shape[:2]) for name, x in tokens.items()}
+        expected["class_projected"] = branch.projector.class_token(expected["class"])
+        expected["patches_projected"] = branch.projector.patches(expected["patches"])
+        expected |= {"dino_bottleneck": branch.dino(expected["class"]), "dino_prototypes": branch.dino.prototypes()}
+        if number == 0:  # the iBOT head is for global crops
+            expected["ibot_bottleneck"] = branch.ibot(tokens["patches"].flatten(0, 1))
+            expected["ibot_prototypes"] = branch.ibot.prototypes()
+        assert found.keys() == expected.keys()
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_backbone_alone_returns_its_tokens_alone(branch):
+    assert [output.keys() for output in Branch(branch.backbone)(crops())] == [{"class", "patches"}] * 2
+
+
+@torch.inference_mode()
+def test_positions_choose_the_patches_that_the_ibot_head_is_asked_about(branch):
+    chosen = torch.tensor([0, 5, PATCHES * IMAGES, VIEWS * IMAGES * PATCHES - 1])
+    every, some = (branch(crops(), positions=positions)[0]["ibot_bottleneck"] for positions in (None, chosen))
+    torch.testing.assert_close(some, every[chosen])
+
+
+@torch.inference_mode()
+def test_a_tied_head_serves_patches_too(branch):
+    tied = Branch(branch.backbone, dino=branch.dino, tied=True)
+    found = tied(crops())[0]
+    torch.testing.assert_close(found["ibot_bottleneck"], branch.dino(found["patches"].flatten(0, 2)))
+    assert torch.equal(found["ibot_prototypes"], found["dino_prototypes"])
+    assert not any("ibot" in name for name in tied.state_dict())
+
+
+@torch.inference_mode()
+def test_masks_hide_patches_of_the_first_group_only(branch):
+    masks = torch.zeros(VIEWS, IMAGES, PATCHES, dtype=torch.bool)
+    masks[1, 2, 3] = True
+    seen, hidden = branch(crops()), branch(crops(), masks=masks)
+    changed = (seen[0]["class"] != hidden[0]["class"]).any(-1)
+    assert changed.nonzero().tolist() == [[1, 2]]
+    torch.testing.assert_close(seen[1], hidden[1])
+
+
+@torch.inference_mode()
+def test_outputs_leave_half_precision_behind(branch):
+    for output in branch.bfloat16()([group.bfloat16() for group in crops()]):
+        half = [name for name, x in output.items() if x.dtype != torch.float32 and not name.endswith("prototypes")]
+        assert not half
