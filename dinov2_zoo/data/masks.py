@@ -36,8 +36,9 @@ def stratified_ratios(crops: int, config: MaskConfig, source: torch.Generator) -
 def block_mask(side: int, ratio: float, config: MaskConfig, source: torch.Generator) -> Bool[Tensor, " N"]:
     """Hide blocks of a square grid until `ratio` of it is hidden; never more, and a little less where none fits.
 
-    A block's area is uniform from the smallest block to what is left to hide, at most half of the grid; its aspect is
-    log-uniform; a block that would hide too much, or nothing new, is tried again.
+    A block's area is uniform between the smallest block and what is left to hide, or half of the grid if that is less:
+    the last ones may be smaller than the smallest (official). Its aspect is log-uniform. A block that is not smaller than
+    the grid on both sides, or would hide too much or nothing new, is drawn again.
 
     Args:
         side: Of the grid, patches.
@@ -66,7 +67,7 @@ def block_mask(side: int, ratio: float, config: MaskConfig, source: torch.Genera
 def _add_block(mask: Tensor, left: int, config: MaskConfig, source: torch.Generator) -> int:
     """Hide one more block of at most `left` patches that are not hidden yet; how many they are, 0 for no success."""
     side = len(mask)
-    most = max(config.smallest_block, min(left, side * side // 2))
+    most = min(left, side * side // 2)
     for numbers in torch.rand(TRIES, 4, generator=source, dtype=torch.float64).tolist():
         area = config.smallest_block + (most - config.smallest_block) * numbers[0]
         aspect = math.exp(math.log(config.aspect) * (1 - 2 * numbers[1]))

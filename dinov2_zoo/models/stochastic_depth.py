@@ -55,31 +55,39 @@ def draw_subsets(
     keys = torch.stack(
         [torch.rand(sum(views), 2 * depth, generator=torch.Generator().manual_seed(s)) for s in seeds.tolist()], dim=1
     )  # [views, B, branches]
-    rows: list[Tensor] = []
+    starts: list[Tensor] = []
     kept_groups: list[tuple[int, int]] = []
     scales: list[Tensor] = []
     first = 0
     for group, (sequences, tokens) in zip(keys.split(list(views)), packing.groups, strict=True):
         kept = max(1, int(sequences * (1 - rate)))
         chosen = group.flatten(0, 1).argsort(dim=0)[:kept].sort(dim=0).values.T  # [branches, kept]
-        rows.append((first + chosen[..., None] * tokens + torch.arange(tokens)).flatten(1))
+        starts.append(first + chosen * tokens)
         kept_groups.append((kept, tokens))
-        scales.append(torch.full((kept * tokens, 1), sequences / kept))
+        scales.append(torch.full((kept * tokens, 1), sequences / kept, device=device))
         first += sequences * tokens
-    # One transfer for all blocks.
-    indices = torch.cat(rows, dim=1).to(device, non_blocking=True)
-    scale, kept_packing = torch.cat(scales).to(device, non_blocking=True), Packing(tuple(kept_groups))
-    branches = [Subset(row, kept_packing, scale) for row in indices]
+    # One small transfer for all blocks; the device itself counts on from where sequences start.
+    on_device = torch.cat(starts, dim=1).to(device).split([kept for kept, _ in kept_groups], dim=1)
+    rows = torch.cat(
+        [
+            (start[..., None] + torch.arange(tokens, device=device)).flatten(1)
+            for start, (_, tokens) in zip(on_device, kept_groups, strict=True)
+        ],
+        dim=1,
+    )
+    scale, kept_packing = torch.cat(scales), Packing(tuple(kept_groups))
+    branches = [Subset(row, kept_packing, scale) for row in rows]
     return list(zip(branches[::2], branches[1::2], strict=True))
 
 
 def subset_residual(x: Float[Tensor, "total D"], branch: Residual, packing: Packing, subset: Subset) -> Tensor:
     """`x` plus the branch on the subset, scaled; [total, D]."""
-    out = branch(x[subset.rows], subset.packing)
+    # Not x[rows]: its gradient allows for repeated rows, and sorts them all on CUDA.
+    out = branch(x.index_select(0, subset.rows), subset.packing)
     return x.index_add(0, subset.rows, (out * subset.scale).to(x.dtype))
 
 
 def naive_residual(x: Float[Tensor, "total D"], branch: Residual, packing: Packing, subset: Subset) -> Tensor:
     """The same, computed for everyone and then dropped: the reference."""
-    factor = x.new_zeros(len(x), 1).index_copy(0, subset.rows, subset.scale.to(x.dtype))
+    factor = subset.scale.new_zeros(len(x), 1).index_copy(0, subset.rows, subset.scale)
     return x + (branch(x, packing) * factor).to(x.dtype)

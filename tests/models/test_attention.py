@@ -24,9 +24,9 @@ def queries_keys_values(width=8):
 def written_out(q, k, v, lengths):
     """Softmax attention of each sequence by itself."""
     outputs = []
-    for q, k, v in zip(*(t.split(lengths) for t in (q, k, v)), strict=True):
-        similarity = torch.einsum("qhd,khd->hqk", q, k) / q.shape[-1] ** 0.5
-        outputs.append(torch.einsum("hqk,khd->qhd", similarity.softmax(-1), v))
+    for query, key, value in zip(*(t.split(lengths) for t in (q, k, v)), strict=True):
+        similarity = torch.einsum("qhd,khd->hqk", query, key) / q.shape[-1] ** 0.5
+        outputs.append(torch.einsum("hqk,khd->qhd", similarity.softmax(-1), value))
     return torch.cat(outputs)
 
 

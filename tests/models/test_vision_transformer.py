@@ -1,4 +1,4 @@
-"""The backbone's outputs bear Meta's names and shapes for any image size; what it cannot take, it names a remedy for."""
+"""Outputs bear Meta's names and shapes for any image size; what cannot be taken is refused with the remedy."""
 
 import pytest
 import torch

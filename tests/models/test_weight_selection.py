@@ -1,4 +1,4 @@
-"""A student cut out of its teacher: nothing is mixed up on the way, and of a teacher that repeats itself nothing is lost."""
+"""A student cut out of its teacher: nothing is mixed up, and of a teacher that repeats itself nothing is lost."""
 
 from dataclasses import replace
 

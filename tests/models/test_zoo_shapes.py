@@ -59,5 +59,5 @@ def test_parameter_counts_are_those_of_the_released_weights(name, count):
 def test_an_unknown_name_is_refused_with_the_nearest():
     with pytest.raises(ConfigError, match="no model `vit_s14`: did you mean `vits14`"):
         model_config("vit_s14")
-    with pytest.raises(ConfigError, match="no model `resnet`: use one of vitti14, .*timm:<name>"):
+    with pytest.raises(ConfigError, match=r"no model `resnet`: use one of vitti14, .*timm:<name>"):
         model_config("resnet")
