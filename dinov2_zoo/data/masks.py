@@ -36,9 +36,9 @@ def stratified_ratios(crops: int, config: MaskConfig, source: torch.Generator) -
 def block_mask(side: int, ratio: float, config: MaskConfig, source: torch.Generator) -> Bool[Tensor, " N"]:
     """Hide blocks of a square grid until `ratio` of it is hidden; never more, and a little less where none fits.
 
-    A block's area is uniform between the smallest block and what is left to hide, or half of the grid if that is less:
-    the last ones may be smaller than the smallest (official). Its aspect is log-uniform. A block that is not smaller than
-    the grid on both sides, or would hide too much or nothing new, is drawn again.
+    A block's area is uniform between the smallest block and what is left to hide, or half of the grid if that is less;
+    so the last ones may be smaller than the smallest (official). Its aspect is log-uniform. A block that is as long as
+    the grid on a side, or would hide too much or nothing new, is drawn again.
 
     Args:
         side: Of the grid, patches.

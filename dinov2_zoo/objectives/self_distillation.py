@@ -64,10 +64,11 @@ class SelfDistillation(nn.Module):
         with torch.no_grad():
             teacher = self.ema(crops[:1], positions=positions)
         terms = self.objective(student, teacher, teacher_temperature=temperature, patch_weights=weights)
-        views = teacher[0]
-        figures = health(
-            views["class"][0], views["dino_bottleneck"][0], views["dino_prototypes"], temperature=temperature
-        )
+        seen = teacher[0]
+        with torch.autocast(batch.global_crops.device.type, enabled=False):
+            figures = health(
+                seen["class"][0], seen["dino_bottleneck"][0], seen["dino_prototypes"], temperature=temperature
+            )
         return terms | {f"health/{name}": figure for name, figure in figures.items()}
 
     def _subsets(self, batch: Batch, crops: list[Tensor]) -> Sequence[tuple[Subset, Subset]] | None:
