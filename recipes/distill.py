@@ -60,6 +60,8 @@ def build(config: DistillConfig) -> Distillation:
         branch = Branch(student, dino=dino, ibot=ibot)
     else:
         teacher = load_teacher(config.teacher)
+        if isinstance(student, TimmStudent) and config.crops.local_count:
+            student.try_size(config.crops.local_size, "set --crops.local_count 0")
         branch = Branch(student, projector=FeatureProjector(student.class_dim, dim, teacher.backbone.embed_dim))
     config.check_patch(teacher.backbone.patch_size)
     return Distillation(branch, teacher, config.objective)

@@ -52,18 +52,25 @@ class TimmStudent(nn.Module):
         self.img_size = img_size
         self.net = _create(name, img_size)
         self.embed_dim = int(self.net.num_features)  # pyright: ignore[reportArgumentType]
+        probe = self.try_size(img_size, "set crops.global_size to a size it takes")
+        self.class_dim = probe["x_norm_clstoken"].shape[-1]
+
+    def try_size(self, size: int, remedy: str) -> dict[str, Any]:
+        """Features of one image of `size` pixels, all zero.
+
+        Raises:
+            ConfigError: The network does not take such images; ends with `remedy`.
+        """
         self.net.eval()
         try:
             with torch.no_grad():
-                probe = self.forward_features(torch.zeros(1, 3, img_size, img_size))
-        except ConfigError:
-            raise
+                return self.forward_features(torch.zeros(1, 3, size, size))
         except (RuntimeError, AssertionError, ValueError) as error:
-            raise ConfigError(
-                f"{name} does not take images of {img_size} pixels ({error}): set crops.global_size to a size it takes."
-            ) from error
-        self.net.train()
-        self.class_dim = probe["x_norm_clstoken"].shape[-1]
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"{self.name} does not take images of {size} pixels ({error}): {remedy}.") from error
+        finally:
+            self.net.train()
 
     @overload
     def forward_features(self, x: Tensor) -> dict[str, Any]: ...

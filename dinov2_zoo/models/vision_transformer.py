@@ -99,8 +99,9 @@ class VisionTransformer(nn.Module):
             positions, rows, columns, offset=self.config.position_offset, antialias=self.config.position_antialias
         )
         first = [cls_token, self.reg_token] if self.num_registers else [cls_token]
-        # Registers have no position. Under autocast patches come in bf16: the residual stream starts, and stays, fp32.
-        return torch.cat([*(t.expand(len(images), -1, -1) for t in first), patches.to(cls_token.dtype)], dim=1)
+        # Registers have no position. Under autocast patches come in bf16, but positions are fp32: so are their sum and
+        # the residual stream that begins here.
+        return torch.cat([*(t.expand(len(images), -1, -1) for t in first), patches], dim=1)
 
     # ---------------------------------------------------------------- features out
 

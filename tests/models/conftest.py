@@ -4,15 +4,6 @@ import torch
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small products on a shared machine: more threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def lively():
     """Makes a Vision Transformer whose every parameter is large enough that a mistake anywhere would show."""

@@ -114,6 +114,15 @@ def test_the_branch_sees_the_kept_sequences_only_and_the_others_pass_unchanged()
     torch.testing.assert_close(added, per_token * factors, rtol=0, atol=1e-5)
 
 
+def test_attention_takes_the_first_subset_of_a_block_and_feed_forward_the_second(lively):
+    one = lively(ModelConfig(24, 1, 3, patch_size=7, img_size=28), dtype=torch.float64).blocks[0]
+    x = torch.randn(sum(TWO_GROUPS.lengths), 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ((first, second),) = draw()
+    between = naive_residual(x, one.attention, TWO_GROUPS, first)
+    after = naive_residual(between, one.feed_forward, TWO_GROUPS, second)
+    torch.testing.assert_close(one(x, TWO_GROUPS, (first, second)), after, rtol=0, atol=1e-12)
+
+
 # ---------------------------------------------------------------- what is drawn
 
 

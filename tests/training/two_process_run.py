@@ -14,13 +14,21 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
 from dinov2_zoo.checkpoints.resume import latest_checkpoint, load_checkpoint, save_checkpoint
-from dinov2_zoo.config import HeadConfig, ModelConfig, ObjectiveConfig, PrototypesConfig, RuntimeConfig
+from dinov2_zoo.config import (
+    HeadConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    PrototypesConfig,
+    RuntimeConfig,
+    SelfDistillationConfig,
+)
 from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.errors import TrainingError
 from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.heads import FeatureProjector, PrototypeHead
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.objectives.distillation import Distillation
+from dinov2_zoo.objectives.self_distillation import SelfDistillation
 from dinov2_zoo.training.loop import train
 from dinov2_zoo.training.runtime import Runtime
 from dinov2_zoo.training.state import TrainState
@@ -29,7 +37,7 @@ STEPS, CUT, IMAGES = 6, 3, 8
 
 
 def distillation(kind):
-    """A ViT of 32 channels teaches one of 16, with every part that the real recipe has."""
+    """A ViT of 32 channels teaches one of 16, with every part that the real recipe has; or its own average does."""
     shape = {"depth": 2, "num_heads": 2, "patch_size": 4, "img_size": 16, "num_registers": 2, "layer_scale": 1.0}
     student, teacher = (VisionTransformer(ModelConfig(embed_dim=d, **shape)) for d in (16, 32))
     if kind == "features":
@@ -40,6 +48,9 @@ def distillation(kind):
         Branch(net, dino=PrototypeHead(dim, sizes), ibot=PrototypeHead(dim, sizes))
         for net, dim in ((student, 16), (teacher, 32))
     ]
+    if kind == "pretrain":
+        config = SelfDistillationConfig(drop_path=0.0, temperature_warmup_steps=4)
+        return SelfDistillation(branches[0], PrototypesConfig(chunk=16), config)
     prototypes = PrototypesConfig(centering=kind, chunk=16)
     return Distillation(*branches, ObjectiveConfig(kind="prototypes", prototypes=prototypes))
 
@@ -53,7 +64,9 @@ def batches(runtime, start=0):
         large = torch.randn(2, IMAGES, 3, 16, 16, generator=generator).to(torch.get_default_dtype())
         small = torch.randn(1, IMAGES, 3, 8, 8, generator=generator).to(torch.get_default_dtype())
         ids = torch.arange(step * IMAGES, (step + 1) * IMAGES)
-        yield Batch(global_crops=large[:, mine], local_crops=small[:, mine], sample_ids=ids[mine], seeds=ids[mine])
+        # Another number of masked patches in every crop, none in some.
+        masks = torch.rand(2, IMAGES, 16, generator=generator) < torch.linspace(0, 0.6, IMAGES)[:, None]
+        yield Batch(large[:, mine], small[:, mine], ids[mine], ids[mine], step, masks[:, mine])
 
 
 def start(runtime, kind, seed=0):
