@@ -34,6 +34,7 @@ from dinov2_zoo.models.heads import PrototypeHead
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.models.zoo import model_config
 from dinov2_zoo.objectives.self_distillation import SelfDistillation
+from dinov2_zoo.objectives.standardised_heads import standardise_heads
 from dinov2_zoo.reports.pretraining import pretraining_report, pretraining_table
 from dinov2_zoo.training.run_folder import check_run_folder, claim_run_folder
 from dinov2_zoo.training.runtime import Runtime
@@ -86,6 +87,11 @@ def pretrain(config: PretrainConfig, runtime: Runtime, folder: Path, *, resume: 
         knn = examine.knn(module.ema)
         return {} if knn is None else {"knn": knn}
 
+    if config.freeze_backbone:
+        some = batches(
+            seed=config.runtime.seed + 1, steps=max(1, config.evaluation.fit_images // config.loader.batch_size)
+        )
+        standardise_heads(module, some, device=runtime.device, autocast=runtime.autocast)
     stages = {"start": measure()}
     train_run(config, runtime, folder, module, batches, images=len(images), resume=resume, measure=measure)
     stages["trained"] = measure()
