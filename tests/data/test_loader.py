@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dinov2_zoo.config import CropConfig, LoaderConfig
+from dinov2_zoo.config import CropConfig, LoaderConfig, MaskConfig
 from dinov2_zoo.data.batch import Batch, Skipped
 from dinov2_zoo.data.loader import epoch_order, train_loader
 from dinov2_zoo.data.skips import SkipLedger, guarded
@@ -15,6 +15,7 @@ from dinov2_zoo.data.sources import open_source
 from dinov2_zoo.errors import ConfigError, DataError
 
 CROPS = CropConfig(global_size=28, local_size=14, local_count=2)
+MASKS = MaskConfig(exact=True)
 
 
 class Pictures:
@@ -41,7 +42,7 @@ class Pictures:
 
 
 def batches(source=None, batch_size=4, workers=0, crops=CROPS, seed=3, steps=5, **options):
-    source = source or Pictures(10)
+    source, options = source or Pictures(10), {"masks": MASKS, "patch_size": 7} | options
     return list(train_loader(source, crops, LoaderConfig(batch_size, workers), seed=seed, steps=steps, **options))
 
 
@@ -53,7 +54,7 @@ def joined(parts):
         torch.cat([part.sample_ids for part in parts]),
         torch.cat([part.seeds for part in parts]),
         0,
-        None,
+        torch.cat([part.masks for part in parts], 1),
         [image for part in parts for image in part.skipped],
     )
 
@@ -61,6 +62,7 @@ def joined(parts):
 def assert_same(a, b):
     assert torch.equal(a.sample_ids, b.sample_ids) and torch.equal(a.seeds, b.seeds) and a.skipped == b.skipped
     assert torch.equal(a.global_crops, b.global_crops) and torch.equal(a.local_crops, b.local_crops)
+    assert torch.equal(a.masks, b.masks) and a.step == b.step
 
 
 def test_shapes_and_counts():
@@ -71,6 +73,16 @@ def test_shapes_and_counts():
     assert len(train_loader(Pictures(10), CROPS, LoaderConfig(4, 0), seed=0, steps=5, start_step=2, accumulate=2)) == 6
     none = batches(crops=CropConfig(global_size=28, local_size=14, local_count=0), steps=1)
     assert none[0].local_crops.shape == (0, 4, 3, 14, 14)
+
+
+def test_half_of_a_steps_global_crops_hide_patches_and_batches_know_their_step():
+    made = batches(accumulate=2)
+    assert [batch.step for batch in made] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    for first, second in zip(made[::2], made[1::2], strict=True):
+        masks = torch.cat([first.masks, second.masks], 1)
+        assert masks.shape == (2, 4, 16) and masks.any(-1).sum() == 4
+        assert masks.sum(-1).max() <= 8
+    assert batches(masks=None, steps=1)[0].masks is None
 
 
 def test_each_epoch_shows_every_image_once_in_another_order():
@@ -175,7 +187,7 @@ def test_settings_that_cannot_work_are_refused_before_any_image_is_read():
 def test_batches_move_with_all_they_hold():
     batch = joined(batches(Pictures(10, {0}), steps=3))
     moved = batch.to("meta")
-    assert moved.global_crops.is_meta and moved.local_crops.is_meta and moved.sample_ids.is_meta
+    assert moved.global_crops.is_meta and moved.local_crops.is_meta and moved.sample_ids.is_meta and moved.masks.is_meta
     assert moved.skipped == batch.skipped != []
 
 
