@@ -67,6 +67,7 @@ def parse(
     *,
     description: str = "",
     default_config: Path | None = None,
+    own_data_config: Path | None = None,
 ) -> tuple[T, Arguments]:
     """Parse a command line into a checked configuration.
 
@@ -75,6 +76,7 @@ def parse(
         argv: Arguments without the program's name; None reads `sys.argv`.
         description: First lines of `--help`.
         default_config: YAML file read first, unless `--config` names another.
+        own_data_config: The same where `--data` is given: the default is then a demo with images of its own.
 
     Returns:
         The configuration and the arguments that are not part of it.
@@ -84,7 +86,11 @@ def parse(
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    given = {argument.split("=")[0] for argument in argv}
+    if own_data_config is not None and "--data" in given:
+        default_config = own_data_config
     parser = _Parser(
+        allow_abbrev=False,
         description=description,
         usage="%(prog)s [--config FILE] [--resume] [--option VALUE ...]",
         formatter_class=_Formatter,
@@ -93,7 +99,7 @@ def parse(
     parser.add_argument("--config", action="config", help=f"YAML file of settings; options override it{shown}")
     parser.add_argument("--resume", action="store_true", help="continue the run that the run folder holds")
     parser.add_class_arguments(config_class, None)
-    if default_config is not None and not any(a == "--config" or a.startswith("--config=") for a in argv):
+    if default_config is not None and "--config" not in given:
         argv = ["--config", str(default_config), *argv]
     namespace = parser.parse_args(argv)
     arguments = Arguments(resume=namespace.pop("resume"))

@@ -11,7 +11,6 @@ Result    runs/<name>/student loads with Dinov2Model, timm and transformers; run
 
 import functools
 import math
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +34,7 @@ from dinov2_zoo.hub.teacher import heads_beside, load_teacher, load_teacher_with
 from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.heads import FeatureProjector, PrototypeHead
 from dinov2_zoo.models.students import TimmStudent, build_student
-from dinov2_zoo.models.weight_selection import select_weights
+from dinov2_zoo.models.weight_selection import check_fits, select_weights
 from dinov2_zoo.objectives.distillation import Distillation
 from dinov2_zoo.objectives.layerwise_start import LayerwiseStart
 from dinov2_zoo.reports.distillation import distillation_report, distillation_table
@@ -63,6 +62,8 @@ def build(config: DistillConfig) -> Distillation:
         if isinstance(student, TimmStudent) and config.crops.local_count:
             student.try_size(config.crops.local_size, "set --crops.local_count 0")
         branch = Branch(student, projector=FeatureProjector(student.class_dim, dim, teacher.backbone.embed_dim))
+    if config.start != "random" and not config.init and not isinstance(student, TimmStudent):
+        check_fits(teacher.backbone, student)
     config.check_patch(teacher.backbone.patch_size)
     return Distillation(branch, teacher, config.objective)
 
@@ -140,9 +141,8 @@ def launch(config: DistillConfig, *, resume: bool) -> None:
 
 def main() -> None:
     """Read the command line, run."""
-    own_images = any(argument.split("=")[0] == "--data" for argument in sys.argv)
-    preset = Path(__file__).parent / "configs" / ("one_gpu.yaml" if own_images else "demo.yaml")
-    config, options = parse(DistillConfig, description=__doc__, default_config=preset)
+    demo, own = (Path(__file__).parent / f"configs/{name}.yaml" for name in ("demo", "one_gpu"))
+    config, options = parse(DistillConfig, description=__doc__, default_config=demo, own_data_config=own)
     launch(config, resume=options.resume)
 
 

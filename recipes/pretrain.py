@@ -12,7 +12,6 @@ Result    runs/<name>/teacher: the average's backbone, which Dinov2Model, timm a
 
 import functools
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,10 +115,9 @@ def launch(config: PretrainConfig, *, resume: bool) -> None:
 
 
 def main() -> None:
-    """Read the command line, run. With own images, the preset for one GPU; without, the demo."""
-    own_images = any(argument.split("=")[0] == "--data" for argument in sys.argv)
-    preset = Path(__file__).parent / "configs" / ("vits14_single_gpu.yaml" if own_images else "pretrain_demo.yaml")
-    config, options = parse(PretrainConfig, description=__doc__, default_config=preset)
+    """Read the command line, run."""
+    demo, own = (Path(__file__).parent / f"configs/{name}.yaml" for name in ("pretrain_demo", "vits14_single_gpu"))
+    config, options = parse(PretrainConfig, description=__doc__, default_config=demo, own_data_config=own)
     launch(config, resume=options.resume)
 
 

@@ -46,13 +46,13 @@ _V5_SWIGLU = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 _PREFIXES = ("module.", "backbone.", "dinov2_with_registers.", "dinov2.", "_orig_mod.")
 
 
-def detect_layout(keys: Iterable[str]) -> Layout:
+def detect_layout(state: Mapping[str, Tensor]) -> Layout:
     """Whose names these are, told by what only they have.
 
     Raises:
         CheckpointError: They are not those of a DINOv2 backbone.
     """
-    keys = set(keys)
+    keys = set(state)
     if "embeddings.cls_token" in keys:
         return "transformers-v4" if any(".attention.attention.query." in k for k in keys) else "transformers-v5"
     if "cls_token" in keys and "patch_embed.proj.weight" in keys:
@@ -60,9 +60,10 @@ def detect_layout(keys: Iterable[str]) -> Layout:
             return "meta"
         # Without registers and SwiGLU, Meta's and timm's names differ in the mask token alone.
         return "meta" if "mask_token" in keys and "reg_token" not in keys else "timm"
-    shown = ", ".join(sorted(keys)[:5])
+    shown = ", ".join(f"{key} {tuple(state[key].shape)}" for key in sorted(keys)[:5]) or "none"
+    shown += ", ..." if len(keys) > 5 else ""
     raise CheckpointError(
-        f"These are not the weights of a DINOv2 backbone (found {shown or 'nothing'}, ... of {len(keys)} tensors): "
+        f"These are not the weights of a DINOv2 backbone ({len(keys)} tensors: {shown}): "
         "give a backbone in Meta's, timm's, transformers' or our names."
     )
 

@@ -32,6 +32,8 @@ class OptimConfig:
     """Gradient norm above which gradients are scaled down, for the backbone and each head apart (official)."""
     layer_decay: float = 1.0
     """Learning-rate factor per block counted from the end; 1 is off (official long configs)."""
+    decay_tokens: bool = True
+    """Weight decay also on tokens, positions and the lengths of prototypes (official); off spares them."""
     patch_embed_lr: float = 0.2
     """Learning-rate factor of the patch embedding (official)."""
     freeze_last_layer_steps: int = 1250

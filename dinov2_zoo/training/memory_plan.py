@@ -1,15 +1,14 @@
 """What one step of pretraining needs on each GPU, from shapes alone: nothing is allocated.
 
-Memory is fullest at one of three moments, and the parts below are not all there at each of them:
+The parts are not all there at once. Memory is fullest at one of four moments:
 
-- *loss*: the student has run and left its activations; the losses form their [chunk, K] matrices;
+- *teacher*: the student has run and left its activations, and the teacher runs;
+- *loss*: the losses form their [chunk, K] matrices;
 - *backward*: activations are still whole when the last block, the first in line, is recomputed and differentiated;
 - *update*: activations are gone; gradients are complete, and AdamW has a temporary of their size.
 
-Left out, because they are small or none of torch's tensors: the CUDA context, cuBLAS and NCCL (1 to 2 GiB together),
-fragmentation, the teacher's own forward pass (nothing of it is kept, and it is over before the losses begin), KoLeo,
-health figures, EMA centres, and what `torch.compile` saves by fusing. `tests/training/test_memory_plan.py` holds the
-rest to what torch really keeps.
+Left out: the CUDA context, cuBLAS' and NCCL's buffers and fragmentation, which are not tensors; KoLeo, health figures
+and EMA centres, which are small; what `torch.compile` saves by fusing.
 """
 
 import math
@@ -19,15 +18,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dinov2_zoo.config import ModelConfig, PretrainConfig
+from dinov2_zoo.config import PretrainConfig
 from dinov2_zoo.errors import ConfigError
 from dinov2_zoo.models.branch import Branch
-from dinov2_zoo.models.packing import Packing
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.objectives.self_distillation import SelfDistillation
 
-FULL = 4
-"""Bytes of an fp32 number: master weights, average, gradients, residual stream, norms, everything in the losses."""
+FULL, INDEX = 4, 8
+"""Bytes of an fp32 number (weights, average, gradients, residual stream, norms, losses), and of an index."""
 GLOBAL_VIEWS = 2
 
 
@@ -44,40 +42,49 @@ class MemoryPlan:
     optimizer: int
     """AdamW's two moments of every trained weight."""
     gradients: int
-    """Reduced gradients, fp32 shards."""
+    """Complete gradients, fp32: this GPU's shards."""
     accumulated: int
-    """Whole fp32 gradients, kept from micro-batch to micro-batch: 0 without accumulation."""
+    """Whole gradients, fp32, kept from one micro-batch to the next: 0 without accumulation."""
     unreduced: int
-    """Gradients on their way to the shards while activations are whole."""
+    """Gradients that are there, whole, when the first block is differentiated."""
     gathered: int
-    """The student's weights as its products read them."""
+    """The student's weights, gathered from all GPUs."""
     gathered_average: int
     """The same of the average."""
+    copies: int
+    """Autocast's bf16 copies of fp32 weights, until the losses are computed."""
+    copies_in_backward: int
+    """Those that are there when the first block is differentiated."""
     activations: int
     """What the backbone keeps for its backward pass."""
     block: int
-    """What the backward pass of one block has beside: gradients of activations and, with activation checkpointing,
+    """What the backward pass of one block needs beside: gradients of activations and, with activation checkpointing,
     the block's recomputed activations."""
     heads: int
-    """What the student's heads and losses keep for their backward pass."""
+    """What the student's heads and the losses keep for their backward pass."""
     outputs: int
-    """Crops, prototypes and the teacher's tokens: at hand while the losses are computed, then dropped."""
+    """Crops, prototypes, the teacher's tokens: there while losses are computed, then dropped."""
     chunks: int
-    """The [chunk, K] matrices that are alive at once in the losses."""
+    """[chunk, K] matrices that are there at once."""
+    teacher: int
+    """Crops, and the teacher's forward pass in the midst of a block."""
 
     @property
     def persistent(self) -> int:
-        """What never leaves."""
+        """What stays from step to step."""
         return self.parameters + self.average + self.optimizer
 
     @property
     def moments(self) -> dict[str, int]:
-        """Need at each of the moments when memory is fullest."""
-        weights = self.persistent + self.gathered + self.gathered_average
+        """Need at each moment when memory is full."""
+        always = self.persistent + self.gathered_average
+        forward = always + self.gathered + self.copies + self.accumulated + self.activations + self.heads
+        backward = always + self.gathered + self.copies_in_backward + (self.accumulated or self.unreduced)
         return {
-            "loss": weights + self.accumulated + self.activations + self.heads + self.outputs + self.chunks,
-            "backward": weights + self.accumulated + self.unreduced + self.activations + self.block,
-            "update": self.persistent + self.gathered_average + 2 * self.gradients,
+            "teacher": forward + self.teacher,
+            "loss": forward + self.outputs + self.chunks,
+            "backward": backward + self.activations + self.block,
+            "update": always + 2 * self.gradients,
         }
 
     @property
@@ -87,22 +94,17 @@ class MemoryPlan:
 
 
 def memory_plan(
-    module: SelfDistillation,
-    config: PretrainConfig,
-    gpus: int,
-    *,
-    reshard: bool = False,
-    one_kernel: bool = True,
+    module: SelfDistillation, config: PretrainConfig, gpus: int, *, reshard: bool = False, one_kernel: bool = True
 ) -> MemoryPlan:
     """Memory per GPU of one optimizer step of `recipes/pretrain.py`.
 
     Args:
-        module: As the recipe builds it, best on the meta device.
-        config: What it was built from. Precision "auto" is taken for bf16, which any GPU in question has.
+        module: As the recipe builds it; best on the meta device.
+        config: What it was built from. Precision "auto" is taken for bf16.
         gpus: Processes, each with one GPU.
-        reshard: Blocks are freed between forward and backward (accelerate's FSDP file, `Runtime.shard`).
-        one_kernel: Attention takes crops of several sizes in one kernel, as on CUDA; else (`sdpa`) it goes group by
-            group, and the groups' results are held once more, laid together.
+        reshard: Blocks are freed between forward and backward (accelerate's FSDP file; see `Runtime.shard`).
+        one_kernel: Attention takes crops of several sizes in one kernel, as it does on CUDA where one works. Else it
+            goes group by group, and the groups' results are laid together into one more tensor.
 
     Raises:
         ConfigError: The batch does not divide among GPUs and micro-batches.
@@ -111,29 +113,32 @@ def memory_plan(
     if rest or not images:
         raise ConfigError(
             f"loader.batch_size {config.loader.batch_size} does not divide among {gpus} GPUs x "
-            f"{config.optim.accumulate} micro-batches: choose a number of GPUs that divides it."
+            f"{config.optim.accumulate} micro-batches: choose numbers whose product divides it."
         )
-    half = FULL if config.runtime.precision == "fp32" else 2
-    student, backbone = module.student, module.student.backbone
+    backbone = module.student.backbone
     assert isinstance(backbone, VisionTransformer)
-    network = _Network(backbone, config, images, half, one_kernel)
-    trained = [p for p in student.parameters() if p.requires_grad]
-    gradients = shards(trained, gpus)
+    half = FULL if config.runtime.precision == "fp32" else 2
+    weights = _Weights(module.student, backbone, gpus, half)
+    network = _Pass(backbone, config, images, half, one_kernel)
+    dino, ibot = heads = _heads(module.student, config, images)
     return MemoryPlan(
         images=images,
-        parameters=shards(student.parameters(), gpus),
+        parameters=shards(module.student.parameters(), gpus),
         average=shards(module.ema.parameters(), gpus),
-        optimizer=2 * gradients,
-        gradients=gradients,
-        accumulated=FULL * _count(trained) if config.optim.accumulate > 1 else 0,
-        unreduced=_unreduced(student, backbone, gpus, half),
-        gathered=_gathered(student, backbone, gpus, half, reshard),
-        gathered_average=0 if gpus == 1 or reshard else _whole(student, backbone, half),
-        activations=network.kept(),
+        optimizer=2 * shards(weights.trained, gpus),
+        gradients=shards(weights.trained, gpus),
+        accumulated=FULL * _count(weights.trained) if config.optim.accumulate > 1 else 0,
+        unreduced=weights.unreduced(),
+        gathered=weights.gathered(reshard),
+        gathered_average=0 if reshard else weights.gathered(False),
+        copies=weights.copies(),
+        copies_in_backward=weights.copies_in_backward(backbone.checkpoint_blocks),
+        activations=network.activations(),
         block=network.backward_of_a_block(),
-        heads=_heads(student, config, images, half),
-        outputs=_outputs(student, backbone, config, images),
-        chunks=_chunks(student, config, images),
+        heads=_kept_by_heads(heads, backbone.embed_dim, half),
+        outputs=network.crops() + network.teacher_tokens * FULL * backbone.embed_dim + _held_by_losses(heads),
+        chunks=_chunks(dino, ibot, images, config.crops.local_count > 0, config.losses.chunk),
+        teacher=network.crops() + network.teacher(),
     )
 
 
@@ -141,7 +146,7 @@ def memory_plan(
 
 
 def shards(parameters: Iterable[Tensor], gpus: int) -> int:
-    """Fp32 bytes of one GPU's part; `fully_shard` cuts the first dimension and pads the last part to equal length."""
+    """Bytes of one GPU's fp32 shards: `fully_shard` cuts the first dimension, and pads what is left to equal length."""
     return FULL * sum(math.ceil(len(p) / gpus) * (p.numel() // len(p)) for p in parameters)
 
 
@@ -149,48 +154,59 @@ def _count(parameters: Iterable[Tensor]) -> int:
     return sum(p.numel() for p in parameters)
 
 
-def _outside_blocks(student: Branch, backbone: VisionTransformer) -> list[nn.Parameter]:
-    inside = {id(p) for p in backbone.blocks.parameters()}
-    return [p for p in student.parameters() if id(p) not in inside]
+def _layers(module: nn.Module) -> int:
+    """Learning weights of the products that autocast runs in bf16."""
+    layers = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    return _count(p for layer in layers for p in layer.parameters() if p.requires_grad)
 
 
-def _whole(branch: Branch, backbone: VisionTransformer, half: int) -> int:
-    """A gathered branch: blocks in bf16; what is outside of them (positions, heads, prototypes) in fp32."""
-    return half * _count(backbone.blocks.parameters()) + FULL * _count(_outside_blocks(branch, backbone))
+class _Weights:
+    """A student's weights as `Runtime.shard` treats them: blocks apart from what is outside of them."""
 
+    def __init__(self, student: Branch, backbone: VisionTransformer, gpus: int, half: int) -> None:
+        self.student, self.blocks, self.gpus, self.half = student, backbone.blocks, gpus, half
+        self.trained = [p for p in student.parameters() if p.requires_grad]
+        self.inside = _count(self.blocks.parameters())
+        self.outside = _count(student.parameters()) - self.inside
 
-def _gathered(student: Branch, backbone: VisionTransformer, gpus: int, half: int, reshard: bool) -> int:
-    """The student's weights as its products read them.
+    def gathered(self, reshard: bool) -> int:
+        """Whole weights: blocks in bf16; in fp32 what is outside (positions, heads, prototypes).
 
-    Autocast makes bf16 copies of fp32 weights that take part in products, and keeps those that learn. On one GPU these
-    are all layers; on several the blocks arrive in bf16, and there remain those outside. Resharded, a block is there
-    only while it is used; the next is fetched meanwhile, through a buffer of the same size.
-    """
-    inside = {id(m) for m in backbone.blocks.modules()}
-    layers = [m for m in student.modules() if isinstance(m, nn.Linear | nn.Conv2d) and (gpus == 1 or id(m) not in inside)]
-    copies = 0 if half == FULL else half * _count(p for m in layers for p in m.parameters() if p.requires_grad)
-    if gpus == 1:
-        return copies
-    if not reshard:
-        return copies + _whole(student, backbone, half)
-    return copies + 3 * half * _count(backbone.blocks[0].parameters()) + FULL * _count(_outside_blocks(student, backbone))
+        By default they stay from the forward pass to the backward pass, and the average's until the update. Resharded,
+        a block is there while it is used; the next is fetched meanwhile, and passes through a buffer of its size.
+        """
+        if self.gpus == 1:
+            return 0
+        blocks = 3 * self.inside // len(self.blocks) if reshard else self.inside
+        return self.half * blocks + FULL * self.outside
 
+    def copies(self) -> int:
+        """Autocast copies fp32 weights to bf16 for products, and keeps the copies of those that learn.
 
-def _unreduced(student: Branch, backbone: VisionTransformer, gpus: int, half: int) -> int:
-    """Gradients that are there when the first block is differentiated.
+        On several GPUs blocks arrive in bf16, and only the layers outside of them are copied.
+        """
+        layers = _layers(self.student) - (_layers(self.blocks) if self.gpus > 1 else 0)
+        return 0 if self.half == FULL else self.half * layers
 
-    What is outside the blocks is reduced at the end of the backward pass only, so its whole gradient waits. A block's
-    comes in the precision of its weights and is copied to fp32 to be reduced, while the previous block's still is.
-    """
-    outside = FULL * _count(p for p in _outside_blocks(student, backbone) if p.requires_grad)
-    block = _count(p for p in backbone.blocks[0].parameters() if p.requires_grad)
-    return outside + (FULL * block if gpus == 1 else (half + 2 * FULL) * block)
+    def copies_in_backward(self, checkpointing: bool) -> int:
+        """The heads' have been used by then. A recomputed block makes its own again."""
+        layers = 0 if self.gpus > 1 or self.half == FULL else _layers(self.blocks)
+        return self.half * (layers // len(self.blocks) if checkpointing else layers)
+
+    def unreduced(self) -> int:
+        """What is outside the blocks is reduced at the end of the backward pass only: its whole gradient waits.
+
+        A block's comes in its weights' precision and is copied to fp32 for the reduction, while the last one's runs.
+        """
+        block = _count(p for p in self.blocks[0].parameters() if p.requires_grad)
+        outside = _count(self.trained) - block * len(self.blocks)
+        return FULL * outside + (FULL * block if self.gpus == 1 else (self.half + 2 * FULL) * block)
 
 
 # -------------------------------------------------------------------- backbone
 
 
-class _Network:
+class _Pass:
     """Activations of a backbone in one packed pass over all crops."""
 
     def __init__(
@@ -200,89 +216,121 @@ class _Network:
         sizes = [(GLOBAL_VIEWS, crops.global_size), (crops.local_count, crops.local_size)]
         groups = [torch.empty(views * images, 3, side, side, device="meta") for views, side in sizes if views]
         packing = backbone.packing(groups)
-        # As `draw_subsets`: a branch runs on so many sequences of each group, in fp32 indices and scales for each token.
-        kept = Packing(tuple((max(1, int(n * (1 - rate))), tokens) for n, tokens in packing.groups))
-        self.tokens, self.kept_tokens, self.subsets = sum(packing.lengths), sum(kept.lengths), rate > 0
         self.pixels = sum(group.numel() for group in groups)
-        self.shape: ModelConfig = backbone.config
-        self.half = half
+        self.tokens = sum(packing.lengths)
+        self.teacher_tokens = math.prod(packing.groups[0])
+        # As in `draw_subsets`: a block's two branches run on so many sequences of each group.
+        self.branch_tokens = sum(max(1, int(n * (1 - rate))) * tokens for n, tokens in packing.groups)
+        self.subsets = rate > 0
         self.laid_together = len(packing.groups) > 1 and not one_kernel
+        self.shape, self.half = backbone.config, half
         self.checkpointing = backbone.checkpoint_blocks
         self.learns = any(p.requires_grad for p in backbone.parameters())
 
-    def attention(self) -> int:
-        """Bytes that the first branch of a block keeps per token."""
+    @property
+    def hidden(self) -> int:
+        """Channels inside the feed-forward. MLP: GELU's input and output. SwiGLU: both halves, silu(first), product."""
+        return (2 if self.shape.ffn == "mlp" else 4) * self.shape.ffn_hidden
+
+    def block_activations(self) -> int:
+        """What a block's backward pass needs; the whole stream is none of it, for adding is linear."""
         width = self.shape.embed_dim
-        norm = FULL * (width + 2)  # its input, mean and deviation
-        # Inputs of qkv and of proj; q, k, v; LayerScale's input. Attention's own result is proj's input.
-        products = self.half * (width + 3 * width + width + width)
-        again = self.half * width if self.laid_together else 0
-        return norm + products + again + FULL * self.shape.num_heads  # and each head's log-sum-exp
+        norms = 2 * FULL * (width + 2)  # inputs, means and deviations
+        # Inputs of qkv, of attention (q, k, v), of proj (which is attention's result) and of LayerScale.
+        attention = self.half * (1 + 3 + 1 + 1) * width + FULL * self.shape.num_heads  # and log-sum-exps
+        attention += self.half * width if self.laid_together else 0
+        feed_forward = self.half * (width + self.hidden + width)  # fc1's input, what is between, LayerScale's input
+        added = 2 * FULL * width if self.subsets else 0  # torch's index_add keeps what it adds
+        return self.branch_tokens * (norms + attention + feed_forward + added)
 
-    def feed_forward(self) -> int:
-        """Bytes that the second branch of a block keeps per token."""
-        width, hidden = self.shape.embed_dim, self.shape.ffn_hidden
-        norm = FULL * (width + 2)
-        # MLP: GELU's input, its output. SwiGLU: both halves (2), silu(first half), the product.
-        wide = 2 * hidden if self.shape.ffn == "mlp" else 4 * hidden
-        return norm + self.half * (width + wide + width)
-
-    def block(self) -> int:
-        """What one block keeps. With subsets only their tokens: the stream itself is not needed, adding is linear."""
-        return self.kept_tokens * (self.attention() + self.feed_forward())
-
-    def kept(self) -> int:
-        """What the backbone keeps: its blocks' activations, or with checkpointing the stream before each of them."""
+    def activations(self) -> int:
+        """What the backbone keeps: its blocks' activations or, with checkpointing, the stream before each of them."""
         stream = FULL * self.tokens * self.shape.embed_dim
-        # The crops as the patch embedding reads them; the final norm's input and result.
-        ends = self.half * self.pixels + 2 * stream
         if not self.learns:
-            return stream
-        if self.checkpointing:
-            return ends + self.shape.depth * stream
-        indices = 2 * self.shape.depth * self.kept_tokens * 8 if self.subsets else 0
-        return ends + self.shape.depth * self.block() + indices
+            return stream  # its result
+        ends = self.half * self.pixels + 2 * stream  # the patch embedding's input; the final norm's input and result
+        rows = INDEX * 2 * self.shape.depth * self.branch_tokens if self.subsets else 0
+        return ends + rows + self.shape.depth * (stream if self.checkpointing else self.block_activations())
 
     def backward_of_a_block(self) -> int:
-        """The stream's gradient, the widest layer's gradients, and with checkpointing the block, recomputed."""
+        """Gradients of the stream and of the widest layer and, with checkpointing, the block's activations."""
         if not self.learns:
             return 0
-        width, hidden = self.shape.embed_dim, self.shape.ffn_hidden
-        stream = FULL * self.tokens * width
-        # Gradients at both sides of GELU; of SwiGLU's two factors and, laid together, of the packed product.
-        wide = max(6 * width, 2 * hidden if self.shape.ffn == "mlp" else 4 * hidden)
-        return stream + self.half * self.kept_tokens * wide + (self.block() if self.checkpointing else 0)
+        stream = FULL * self.tokens * self.shape.embed_dim
+        widest = max(self.hidden, 6 * self.shape.embed_dim)  # 6: of q, k and v, apart and then laid together
+        recomputed = self.block_activations() if self.checkpointing else 0
+        return stream + self.half * self.branch_tokens * widest + recomputed
+
+    def teacher(self) -> int:
+        """A block without gradients: four times the stream (at the start, before the block, within, normed)."""
+        return self.teacher_tokens * (4 * FULL * self.shape.embed_dim + self.half * self.hidden)
+
+    def crops(self) -> int:
+        """The batch."""
+        return FULL * self.pixels
 
 
 # -------------------------------------------------------------------- heads and losses
 
 
-def _masked(student: Branch, config: PretrainConfig, images: int) -> int:
-    """Patches that iBOT is asked about: on average; block masks fall a little short of it."""
-    side = config.crops.global_size // student.backbone.patch_size
-    low, high = config.masks.ratios
-    return round(GLOBAL_VIEWS * images * side**2 * config.masks.share * (low + high) / 2)
+@dataclass(frozen=True)
+class _Head:
+    """A head, and how much it is asked for."""
+
+    prototypes: int
+    bottleneck: int
+    hidden: int
+    tokens: int
+    """The student's that it maps."""
+    teacher_tokens: int
+    groups: int
+    """Groups of crops: `Branch` computes the prototypes for each."""
+    losses: int
+    """Calls of the cross-entropy: each holds a gradient of the prototypes until the backward pass."""
+
+    @property
+    def matrix(self) -> int:
+        """Bytes of the prototypes, fp32."""
+        return FULL * self.prototypes * self.bottleneck
 
 
-def _heads(student: Branch, config: PretrainConfig, images: int, half: int) -> int:
-    """What the student's heads and losses keep."""
-    views = GLOBAL_VIEWS + config.crops.local_count
-    groups = 1 + (config.crops.local_count > 0)
-    total = 0
-    # DINO computes prototypes for each group of crops, and its cross-entropy keeps their gradient for each view.
-    counts = ((views * images, groups, views), (_masked(student, config, images), 1, 1))
-    for head, (tokens, computed, losses) in zip(student.heads, counts, strict=True):
+def _heads(student: Branch, config: PretrainConfig, images: int) -> tuple[_Head, _Head]:
+    """The heads for class tokens and for patch tokens; they may be the same."""
+    crops, masks = config.crops, config.masks
+    patches = (crops.global_size // student.backbone.patch_size) ** 2
+    # On average: block masks fall a little short of it, and a GPU's part of a step's masks varies.
+    masked = round(GLOBAL_VIEWS * images * patches * masks.share * sum(masks.ratios) / 2)
+    views, groups = GLOBAL_VIEWS + crops.local_count, 2 if crops.local_count else 1
+    asked = ((views * images, GLOBAL_VIEWS * images, groups, views), (masked, masked, 1, 1))
+    heads: list[_Head] = []
+    for head, numbers in zip(student.heads, asked, strict=True):
         assert head is not None
-        prototypes = head.last_layer.weight_v.numel()
-        width, bottleneck = head.last_layer.weight_v.shape[1], 0
-        del width, bottleneck
-        total += tokens * (half + FULL) + prototypes * (computed + losses)
-    return total
+        hidden = next(layer.out_features for layer in head.mlp if isinstance(layer, nn.Linear))
+        heads.append(_Head(*head.last_layer.weight_v.shape, hidden, *numbers))
+    return heads[0], heads[1]
 
 
-def _outputs(student: Branch, backbone: VisionTransformer, config: PretrainConfig, images: int) -> int:
-    return 0
+def _kept_by_heads(heads: Iterable[_Head], width: int, half: int) -> int:
+    """Per token, inputs of three linear layers and two GELUs, then the bottleneck before its norm and its gradient.
+
+    Of the prototypes their directions, for the gradient of the lengths; and their gradients, which losses have ready.
+    """
+    per_token = [half * (width + 4 * head.hidden) + 2 * FULL * head.bottleneck for head in heads]
+    tokens = sum(head.tokens * size for head, size in zip(heads, per_token, strict=True))
+    return tokens + sum((head.groups + head.losses) * head.matrix for head in heads)
 
 
-def _chunks(student: Branch, config: PretrainConfig, images: int) -> int:
-    return 0
+def _held_by_losses(heads: Iterable[_Head]) -> int:
+    """Unit vectors and prototypes of both branches."""
+    vectors = sum(FULL * (head.tokens + head.teacher_tokens) * head.bottleneck for head in heads)
+    return vectors + sum((head.groups + 1) * head.matrix for head in heads)
+
+
+def _chunks(dino: _Head, ibot: _Head, images: int, local: bool, chunk: int) -> int:
+    """The [chunk, K] matrices that are there at once, fp32.
+
+    Cross-entropy: the student's log-probabilities and, for a target, logits, scaled, with bias; a local crop adds up
+    two targets, so one more. Sinkhorn-Knopp: logits, with bias, exponentials.
+    """
+    class_rows = max((5 if local else 4) * min(chunk, images), 3 * min(chunk, dino.teacher_tokens))
+    return FULL * max(class_rows * dino.prototypes, 4 * min(chunk, ibot.tokens) * ibot.prototypes)

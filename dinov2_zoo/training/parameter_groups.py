@@ -10,18 +10,21 @@ from dinov2_zoo.config import OptimConfig
 
 # First names of our ViT's parameters that come before its blocks.
 _STEM = ("cls_token", "pos_embed", "mask_token", "reg_token", "patch_embed")
+# What the official rule decays although it is no matrix of a linear map.
+_TOKENS = ("cls_token", "pos_embed", "mask_token", "reg_token", "weight_g")
 
 
 def parameter_groups(branch: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Group a branch's trainable parameters for AdamW by learning-rate factor, decay factor and last-layer flag.
 
-    Weight decay spares biases, norms and LayerScale; tokens, positions and head weights do get it, as officially.
+    Weight decay spares biases, norms and LayerScale; tokens, positions and prototype lengths get it, as officially,
+    unless `decay_tokens` is off.
     Learning rate falls by `layer_decay` per block from the end of the backbone, and by `patch_embed_lr` on the patch
     embedding; heads and projector learn at the full rate.
 
     Args:
         branch: A student with child `backbone` and any others beside it; sharded already, if it is to be.
-        config: `layer_decay`, `patch_embed_lr`.
+        config: `layer_decay`, `patch_embed_lr`, `decay_tokens`.
 
     Returns:
         Groups with `params`, and the keys that `Schedules.apply` reads: `lr_multiplier`, `wd_multiplier`,
@@ -35,7 +38,8 @@ def parameter_groups(branch: nn.Module, config: OptimConfig) -> list[dict[str, A
         lr = multipliers.get(name.removeprefix("backbone."), 1.0) if name.startswith("backbone.") else 1.0
         if re.search(r"(^|\.)patch_embed\.", name):
             lr *= config.patch_embed_lr
-        key = (lr, 0.0 if spared_from_decay(name, parameter) else 1.0, "last_layer" in name)
+        spared = spared_from_decay(name, parameter) or (not config.decay_tokens and name.endswith(_TOKENS))
+        key = (lr, 0.0 if spared else 1.0, "last_layer" in name)
         groups.setdefault(key, []).append(parameter)
     return [
         {"params": parameters, "lr_multiplier": lr, "wd_multiplier": wd, "is_last_layer": is_last}

@@ -56,6 +56,14 @@ def settings(module, **changes):
     }
 
 
+def test_decay_can_spare_tokens_positions_and_prototype_lengths_too():
+    official, spared = settings(branch(OFFICIAL)), settings(branch(OFFICIAL), decay_tokens=False)
+    changed = {name for name in official if official[name] != spared[name]}
+    tokens = {f"backbone.{name}" for name in ("cls_token", "pos_embed", "mask_token", "reg_token")}
+    assert changed == tokens | {"dino.last_layer.weight_g"}
+    assert all(spared[name][1] == 0 for name in changed)
+
+
 def test_decay_spares_what_the_official_code_spares():
     found = settings(branch(OFFICIAL))
     assert {name: wd == 1.0 for name, (_, wd, _) in found.items()} == {name: decays for name, _, decays in OFFICIAL}

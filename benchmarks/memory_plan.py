@@ -1,0 +1,76 @@
+"""What a preset of `recipes/pretrain.py` needs per GPU, and which cards hold it: computed from shapes, not measured.
+
+Run  python benchmarks/memory_plan.py [--config recipes/configs/vitg14.yaml] [--gpus 8 16 32 64 128] [--reshard]
+The network is built on the meta device, so ViT-g takes seconds on any machine. Parts are not all there at once:
+"fullest" is the most of any moment, and the last column names that moment.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from dinov2_zoo.cli import parse, run
+from dinov2_zoo.config import PretrainConfig
+from dinov2_zoo.training.memory_plan import MemoryPlan, memory_plan
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+sys.path.insert(0, str(RECIPES))
+
+from pretrain import build  # noqa: E402
+
+GIB = 2**30
+# GiB that torch sees of a card: H100 and H200 as they report it, A100 of 40 GB in proportion.
+CARDS = {"40 GB": 39.0, "80 GB": 78.0, "141 GB": 139.0}
+# CUDA context, cuBLAS, NCCL, fragmentation: chosen here, not measured.
+HEADROOM = 4.0
+
+
+def parts(plan: MemoryPlan) -> dict[str, int]:
+    """Columns of the table, bytes."""
+    return {
+        "student": plan.parameters,
+        "average": plan.average,
+        "AdamW": plan.optimizer,
+        "gradients": plan.gradients,
+        "gathered": plan.gathered + plan.gathered_average + plan.copies,
+        "not reduced": plan.accumulated or plan.unreduced,
+        "activations": plan.activations,
+        "one block": plan.block,
+        "heads": plan.heads + plan.outputs,
+        "chunks": plan.chunks,
+    }
+
+
+def table(plans: dict[int, MemoryPlan], title: str) -> Table:
+    """One line per number of GPUs."""
+    grid = Table(title=title, caption=f"GiB per GPU. A card fits with {HEADROOM:g} GiB to spare for what is no tensor.")
+    first = next(iter(plans.values()))
+    for name in ("GPUs", "images", *parts(first), "fullest", *CARDS, "at"):
+        grid.add_column(name, justify="left" if name == "at" else "right", overflow="fold")
+    for gpus, plan in plans.items():
+        moment = max(plan.moments, key=lambda name: plan.moments[name])
+        sizes = [f"{size / GIB:.1f}" for size in (*parts(plan).values(), plan.total)]
+        fits = ["yes" if plan.total / GIB + HEADROOM <= card else "no" for card in CARDS.values()]
+        grid.add_row(str(gpus), str(plan.images), *sizes, *fits, moment)
+    return grid
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=RECIPES / "configs/vitg14.yaml")
+    parser.add_argument("--gpus", type=int, nargs="+", default=[8, 16, 32, 64, 128])
+    parser.add_argument("--reshard", action="store_true", help="as with recipes/configs/accelerate/fsdp.yaml")
+    options = parser.parse_args()
+    config, _ = parse(PretrainConfig, ["--config", str(options.config), "--data", "x"])
+    with torch.device("meta"):
+        module = build(config)
+    plans = {gpus: memory_plan(module, config, gpus, reshard=options.reshard) for gpus in options.gpus}
+    Console(width=max(140, Console().width)).print(table(plans, f"{config.name}, {config.loader.batch_size} images"))
+
+
+if __name__ == "__main__":
+    run(main)
