@@ -1,8 +1,8 @@
 """What a preset of `recipes/pretrain.py` needs per GPU, and which cards hold it: computed from shapes, not measured.
 
 Run  python benchmarks/memory_plan.py [--config recipes/configs/vitg14.yaml] [--gpus 8 16 32 64 128] [--reshard]
-The network is built on the meta device, so ViT-g takes seconds on any machine. Parts are not all there at once:
-"fullest" is the most of any moment, and the last column names that moment.
+The network is built on the meta device, so ViT-g takes seconds on any machine. The parts are not all there at once:
+"most" is the need at the fullest moment, which the last column names.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -27,19 +28,20 @@ GIB = 2**30
 CARDS = {"40 GB": 39.0, "80 GB": 78.0, "141 GB": 139.0}
 # CUDA context, cuBLAS, NCCL, fragmentation: chosen here, not measured.
 HEADROOM = 4.0
+WIDTH = 160  # characters; a narrower terminal wraps
 
 
 def parts(plan: MemoryPlan) -> dict[str, int]:
     """Columns of the table, bytes."""
     return {
         "student": plan.parameters,
-        "average": plan.average,
+        "EMA": plan.average,
         "AdamW": plan.optimizer,
         "gradients": plan.gradients,
+        "(whole)": plan.accumulated or plan.unreduced,
         "gathered": plan.gathered + plan.gathered_average + plan.copies,
-        "not reduced": plan.accumulated or plan.unreduced,
-        "activations": plan.activations,
-        "one block": plan.block,
+        "activations": plan.activations + plan.final_norm,
+        "a block": plan.block,
         "heads": plan.heads + plan.outputs,
         "chunks": plan.chunks,
     }
@@ -47,10 +49,12 @@ def parts(plan: MemoryPlan) -> dict[str, int]:
 
 def table(plans: dict[int, MemoryPlan], title: str) -> Table:
     """One line per number of GPUs."""
-    grid = Table(title=title, caption=f"GiB per GPU. A card fits with {HEADROOM:g} GiB to spare for what is no tensor.")
+    grid = Table(
+        title=title, caption=f"GiB per GPU; a card has {HEADROOM:g} GiB to spare for what is no tensor", box=SIMPLE
+    )
     first = next(iter(plans.values()))
-    for name in ("GPUs", "images", *parts(first), "fullest", *CARDS, "at"):
-        grid.add_column(name, justify="left" if name == "at" else "right", overflow="fold")
+    for name in ("GPUs", "images", *parts(first), "most", *CARDS, "at"):
+        grid.add_column(name, justify="left" if name == "at" else "right", no_wrap=True)
     for gpus, plan in plans.items():
         moment = max(plan.moments, key=lambda name: plan.moments[name])
         sizes = [f"{size / GIB:.1f}" for size in (*parts(plan).values(), plan.total)]
@@ -69,7 +73,10 @@ def main() -> None:
     with torch.device("meta"):
         module = build(config)
     plans = {gpus: memory_plan(module, config, gpus, reshard=options.reshard) for gpus in options.gpus}
-    Console(width=max(140, Console().width)).print(table(plans, f"{config.name}, {config.loader.batch_size} images"))
+    title = f"{config.name}: {config.loader.batch_size} images a step" + (
+        ", blocks resharded" if options.reshard else ""
+    )
+    Console(width=max(WIDTH, Console().width)).print(table(plans, title))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     prototypes, fitted heads  the paper's losses, with heads from recipes/fit_heads.py
     prototypes, random heads  the same with untrained heads: what the fitting is worth
 
-Run  python benchmarks/objectives.py [--seeds 0] [--steps 90] [--start random] [--runs FOLDER]
+Run  python benchmarks/objectives.py [--seeds 0] [--steps 60] [--start fitted] [--runs FOLDER]
 Agreement with the teacher on photos kept out of training, through a linear map fitted afterwards for all alike; k-NN on
 digits. About 4 minutes a run on 2 CPU cores.
 """
@@ -33,9 +33,9 @@ def recipe(name: str, settings: dict[str, object]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--steps", type=int, default=90)
-    parser.add_argument("--start", default="random", choices=["random", "selected", "fitted"])
-    parser.add_argument("--lr", nargs="+", default=["2e-3"], help="base rates to try for each way")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--start", default="fitted", choices=["random", "selected", "fitted"])
+    parser.add_argument("--lr", nargs="+", default=["2.5e-4"], help="base rates to try for each way")
     parser.add_argument("--runs", type=Path, default=Path("runs/objectives"))
     options = parser.parse_args()
     shutil.rmtree(options.runs, ignore_errors=True)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from dinov2_zoo.config import PretrainConfig
 from dinov2_zoo.errors import ConfigError
 from dinov2_zoo.models.branch import Branch
+from dinov2_zoo.models.heads import PrototypeHead
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.objectives.self_distillation import SelfDistillation
 
@@ -56,7 +57,10 @@ class MemoryPlan:
     copies_in_backward: int
     """Those that are there when the first block is differentiated."""
     activations: int
-    """What the backbone keeps for its backward pass."""
+    """What the backbone keeps for its backward pass, until it comes to the blocks: crops, and the blocks' activations
+    or, with activation checkpointing, the stream before each of them."""
+    final_norm: int
+    """Its input and its result, which are gone when it comes to the blocks."""
     block: int
     """What the backward pass of one block needs beside: gradients of activations and, with activation checkpointing,
     the block's recomputed activations."""
@@ -78,12 +82,12 @@ class MemoryPlan:
     def moments(self) -> dict[str, int]:
         """Need at each moment when memory is full."""
         always = self.persistent + self.gathered_average
-        forward = always + self.gathered + self.copies + self.accumulated + self.activations + self.heads
-        backward = always + self.gathered + self.copies_in_backward + (self.accumulated or self.unreduced)
+        both = always + self.gathered + self.activations
+        forward = both + self.copies + self.accumulated + self.final_norm + self.heads
         return {
             "teacher": forward + self.teacher,
             "loss": forward + self.outputs + self.chunks,
-            "backward": backward + self.activations + self.block,
+            "backward": both + self.copies_in_backward + (self.accumulated or self.unreduced) + self.block,
             "update": always + 2 * self.gradients,
         }
 
@@ -103,8 +107,8 @@ def memory_plan(
         config: What it was built from. Precision "auto" is taken for bf16.
         gpus: Processes, each with one GPU.
         reshard: Blocks are freed between forward and backward (accelerate's FSDP file; see `Runtime.shard`).
-        one_kernel: Attention takes crops of several sizes in one kernel, as it does on CUDA where one works. Else it
-            goes group by group, and the groups' results are laid together into one more tensor.
+        one_kernel: Attention takes crops of several sizes in one kernel, as it does on CUDA where one works; else it
+            goes group by group (`sdpa`).
 
     Raises:
         ConfigError: The batch does not divide among GPUs and micro-batches.
@@ -120,7 +124,7 @@ def memory_plan(
     half = FULL if config.runtime.precision == "fp32" else 2
     weights = _Weights(module.student, backbone, gpus, half)
     network = _Pass(backbone, config, images, half, one_kernel)
-    dino, ibot = heads = _heads(module.student, config, images)
+    dino, ibot = heads = _heads(module.student, backbone.patch_size, config, images)
     return MemoryPlan(
         images=images,
         parameters=shards(module.student.parameters(), gpus),
@@ -134,6 +138,7 @@ def memory_plan(
         copies=weights.copies(),
         copies_in_backward=weights.copies_in_backward(backbone.checkpoint_blocks),
         activations=network.activations(),
+        final_norm=network.final_norm(),
         block=network.backward_of_a_block(),
         heads=_kept_by_heads(heads, backbone.embed_dim, half),
         outputs=network.crops() + network.teacher_tokens * FULL * backbone.embed_dim + _held_by_losses(heads),
@@ -166,19 +171,20 @@ class _Weights:
     def __init__(self, student: Branch, backbone: VisionTransformer, gpus: int, half: int) -> None:
         self.student, self.blocks, self.gpus, self.half = student, backbone.blocks, gpus, half
         self.trained = [p for p in student.parameters() if p.requires_grad]
-        self.inside = _count(self.blocks.parameters())
-        self.outside = _count(student.parameters()) - self.inside
 
     def gathered(self, reshard: bool) -> int:
         """Whole weights: blocks in bf16; in fp32 what is outside (positions, heads, prototypes).
 
         By default they stay from the forward pass to the backward pass, and the average's until the update. Resharded,
-        a block is there while it is used; the next is fetched meanwhile, and passes through a buffer of its size.
+        a block is there while it is used; the next is fetched meanwhile, and passes through a buffer of its size. (What
+        is outside then leaves too between the passes; it is counted all the same.)
         """
         if self.gpus == 1:
             return 0
-        blocks = 3 * self.inside // len(self.blocks) if reshard else self.inside
-        return self.half * blocks + FULL * self.outside
+        padded = self.gpus * shards(self.blocks.parameters(), self.gpus)
+        outside = self.gpus * shards(self.student.parameters(), self.gpus) - padded
+        blocks = 3 * padded // len(self.blocks) if reshard else padded
+        return blocks * self.half // FULL + outside
 
     def copies(self) -> int:
         """Autocast copies fp32 weights to bf16 for products, and keeps the copies of those that learn.
@@ -217,12 +223,13 @@ class _Pass:
         groups = [torch.empty(views * images, 3, side, side, device="meta") for views, side in sizes if views]
         packing = backbone.packing(groups)
         self.pixels = sum(group.numel() for group in groups)
-        self.tokens = sum(packing.lengths)
+        self.stream = FULL * sum(packing.lengths) * backbone.embed_dim
         self.teacher_tokens = math.prod(packing.groups[0])
         # As in `draw_subsets`: a block's two branches run on so many sequences of each group.
         self.branch_tokens = sum(max(1, int(n * (1 - rate))) * tokens for n, tokens in packing.groups)
         self.subsets = rate > 0
-        self.laid_together = len(packing.groups) > 1 and not one_kernel
+        # `sdpa` lays its groups' results together into one more tensor, and so it does with a single group.
+        self.laid_together = len(packing.groups) == 1 or not one_kernel
         self.shape, self.half = backbone.config, half
         self.checkpointing = backbone.checkpoint_blocks
         self.learns = any(p.requires_grad for p in backbone.parameters())
@@ -244,22 +251,26 @@ class _Pass:
         return self.branch_tokens * (norms + attention + feed_forward + added)
 
     def activations(self) -> int:
-        """What the backbone keeps: its blocks' activations or, with checkpointing, the stream before each of them."""
-        stream = FULL * self.tokens * self.shape.embed_dim
-        if not self.learns:
-            return stream  # its result
-        ends = self.half * self.pixels + 2 * stream  # the patch embedding's input; the final norm's input and result
-        rows = INDEX * 2 * self.shape.depth * self.branch_tokens if self.subsets else 0
-        return ends + rows + self.shape.depth * (stream if self.checkpointing else self.block_activations())
-
-    def backward_of_a_block(self) -> int:
-        """Gradients of the stream and of the widest layer and, with checkpointing, the block's activations."""
+        """Crops as the patch embedding reads them; each block's activations or, with checkpointing, its input."""
         if not self.learns:
             return 0
-        stream = FULL * self.tokens * self.shape.embed_dim
-        widest = max(self.hidden, 6 * self.shape.embed_dim)  # 6: of q, k and v, apart and then laid together
-        recomputed = self.block_activations() if self.checkpointing else 0
-        return stream + self.half * self.branch_tokens * widest + recomputed
+        rows = INDEX * 2 * self.shape.depth * self.branch_tokens if self.subsets else 0
+        block = self.stream if self.checkpointing else self.block_activations()
+        return self.half * self.pixels + rows + self.shape.depth * block
+
+    def final_norm(self) -> int:
+        """The stream twice, before and after; after only, where the backbone is frozen."""
+        return (2 if self.learns else 1) * self.stream
+
+    def backward_of_a_block(self) -> int:
+        """The stream's gradient; the feed-forward's, half as wide as what it keeps; the block, if it is recomputed."""
+        if not self.learns:
+            return 0
+        gradients = self.stream + self.half * self.branch_tokens * self.hidden // 2
+        if not self.checkpointing:
+            return gradients
+        # Without subsets its first norm's input is the stream before it, which has been kept.
+        return gradients + self.block_activations() - (0 if self.subsets else self.stream)
 
     def teacher(self) -> int:
         """A block without gradients: four times the stream (at the start, before the block, within, normed)."""
@@ -294,20 +305,25 @@ class _Head:
         return FULL * self.prototypes * self.bottleneck
 
 
-def _heads(student: Branch, config: PretrainConfig, images: int) -> tuple[_Head, _Head]:
+def _heads(student: Branch, patch: int, config: PretrainConfig, images: int) -> tuple[_Head, _Head]:
     """The heads for class tokens and for patch tokens; they may be the same."""
     crops, masks = config.crops, config.masks
-    patches = (crops.global_size // student.backbone.patch_size) ** 2
-    # On average: block masks fall a little short of it, and a GPU's part of a step's masks varies.
-    masked = round(GLOBAL_VIEWS * images * patches * masks.share * sum(masks.ratios) / 2)
     views, groups = GLOBAL_VIEWS + crops.local_count, 2 if crops.local_count else 1
-    asked = ((views * images, GLOBAL_VIEWS * images, groups, views), (masked, masked, 1, 1))
-    heads: list[_Head] = []
-    for head, numbers in zip(student.heads, asked, strict=True):
-        assert head is not None
-        hidden = next(layer.out_features for layer in head.mlp if isinstance(layer, nn.Linear))
-        heads.append(_Head(*head.last_layer.weight_v.shape, hidden, *numbers))
-    return heads[0], heads[1]
+    patches = GLOBAL_VIEWS * images * (crops.global_size // patch) ** 2
+    # On average: block masks fall a little short of it, and a GPU's part of a step's masks varies.
+    masked = round(patches * masks.share * sum(masks.ratios) / 2)
+    dino, ibot = (_sizes(head) for head in student.heads)
+    return (
+        _Head(*dino, tokens=views * images, teacher_tokens=GLOBAL_VIEWS * images, groups=groups, losses=views),
+        _Head(*ibot, tokens=masked, teacher_tokens=masked, groups=1, losses=1),
+    )
+
+
+def _sizes(head: PrototypeHead | None) -> tuple[int, int, int]:
+    """Prototypes, bottleneck, hidden."""
+    assert head is not None
+    prototypes, bottleneck = head.last_layer.weight_v.shape
+    return prototypes, bottleneck, next(m.out_features for m in head.mlp if isinstance(m, nn.Linear))
 
 
 def _kept_by_heads(heads: Iterable[_Head], width: int, half: int) -> int:
