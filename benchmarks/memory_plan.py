@@ -3,6 +3,7 @@
 Run  python benchmarks/memory_plan.py [--config recipes/configs/vitg14.yaml] [--gpus 8 16 32 64 128] [--reshard]
 The network is built on the meta device, so ViT-g takes seconds on any machine. The parts are not all there at once:
 "most" is the need at the fullest moment, which the last column names.
+Gradients stand as shards and, "(whole)", as what waits to be reduced; "a block" is its backward pass.
 """
 
 import argparse

@@ -66,8 +66,8 @@ class Branch(nn.Module):
 
         Returns:
             Per group, fp32: class [V, B, D] and patches [V, B, N, D]; with a projector, class_projected and
-            patches_projected; with a DINO head, dino_bottleneck [V, B, d] and dino_prototypes [K, d]; with an iBOT
-            head, for the first group only, ibot_bottleneck [n, d] and ibot_prototypes [K, d].
+            patches_projected; with a DINO head, dino_bottleneck [V, B, d]. The first group has dino_prototypes
+            [K, d] too and, with an iBOT head, ibot_bottleneck [n, d] and ibot_prototypes [K, d].
         """
         outputs: list[dict[str, Tensor]] = []
         features = self._features([group.flatten(0, 1) for group in crops], masks, subsets)
@@ -81,7 +81,7 @@ class Branch(nn.Module):
             if dino is not None:
                 found["dino_bottleneck"] = dino(found["class"])
             found = {name: at_least_fp32(x).unflatten(0, views) for name, x in found.items()}
-            if dino is not None:
+            if dino is not None and number == 0:
                 found["dino_prototypes"] = dino.prototypes()
             if ibot is not None and number == 0:
                 patches = tokens["x_norm_patchtokens"].flatten(0, 1)

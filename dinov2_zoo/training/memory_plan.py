@@ -7,8 +7,8 @@ The parts are not all there at once. Memory is fullest at one of four moments:
 - *backward*: activations are still whole when the last block, the first in line, is recomputed and differentiated;
 - *update*: activations are gone; gradients are complete, and AdamW has a temporary of their size.
 
-Left out: the CUDA context, cuBLAS' and NCCL's buffers and fragmentation, which are not tensors; KoLeo, health figures
-and EMA centres, which are small; what `torch.compile` saves by fusing.
+Left out: the CUDA context, cuBLAS' and NCCL's buffers and fragmentation, which are not our tensors; KoLeo, health
+figures, EMA centres, buffers that gather or reduce one block, which are small; what `torch.compile` saves by fusing.
 """
 
 import math
@@ -124,7 +124,8 @@ def memory_plan(
     half = FULL if config.runtime.precision == "fp32" else 2
     weights = _Weights(module.student, backbone, gpus, half)
     network = _Pass(backbone, config, images, half, one_kernel)
-    dino, ibot = heads = _heads(module.student, backbone.patch_size, config, images)
+    crops = FULL * network.pixels
+    heads = _heads(module.student, backbone.patch_size, config, images)
     return MemoryPlan(
         images=images,
         parameters=shards(module.student.parameters(), gpus),
@@ -141,9 +142,9 @@ def memory_plan(
         final_norm=network.final_norm(),
         block=network.backward_of_a_block(),
         heads=_kept_by_heads(heads, backbone.embed_dim, half),
-        outputs=network.crops() + network.teacher_tokens * FULL * backbone.embed_dim + _held_by_losses(heads),
-        chunks=_chunks(dino, ibot, images, config.crops.local_count > 0, config.losses.chunk),
-        teacher=network.crops() + network.teacher(),
+        outputs=crops + network.teacher_tokens * FULL * backbone.embed_dim + _held_by_losses(heads),
+        chunks=_chunks(*heads, config.losses.chunk),
+        teacher=crops + network.teacher(),
     )
 
 
@@ -276,10 +277,6 @@ class _Pass:
         """A block without gradients: four times the stream (at the start, before the block, within, normed)."""
         return self.teacher_tokens * (4 * FULL * self.shape.embed_dim + self.half * self.hidden)
 
-    def crops(self) -> int:
-        """The batch."""
-        return FULL * self.pixels
-
 
 # -------------------------------------------------------------------- heads and losses
 
@@ -342,11 +339,12 @@ def _held_by_losses(heads: Iterable[_Head]) -> int:
     return vectors + sum((head.groups + 1) * head.matrix for head in heads)
 
 
-def _chunks(dino: _Head, ibot: _Head, images: int, local: bool, chunk: int) -> int:
+def _chunks(dino: _Head, ibot: _Head, chunk: int) -> int:
     """The [chunk, K] matrices that are there at once, fp32.
 
     Cross-entropy: the student's log-probabilities and, for a target, logits, scaled, with bias; a local crop adds up
-    two targets, so one more. Sinkhorn-Knopp: logits, with bias, exponentials.
+    two targets, so one more. Sinkhorn-Knopp, over both views: logits, with bias, exponentials.
     """
-    class_rows = max((5 if local else 4) * min(chunk, images), 3 * min(chunk, dino.teacher_tokens))
+    view, both = min(chunk, dino.teacher_tokens // GLOBAL_VIEWS), min(chunk, dino.teacher_tokens)
+    class_rows = max((5 if dino.groups > 1 else 4) * view, 3 * both)
     return FULL * max(class_rows * dino.prototypes, 4 * min(chunk, ibot.tokens) * ibot.prototypes)
