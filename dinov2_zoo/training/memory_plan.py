@@ -291,8 +291,8 @@ class _Head:
     tokens: int
     """The student's that it maps."""
     teacher_tokens: int
-    groups: int
-    """Groups of crops: `Branch` computes the prototypes for each."""
+    local: bool
+    """Local crops are among them."""
     losses: int
     """Calls of the cross-entropy: each holds a gradient of the prototypes until the backward pass."""
 
@@ -305,14 +305,14 @@ class _Head:
 def _heads(student: Branch, patch: int, config: PretrainConfig, images: int) -> tuple[_Head, _Head]:
     """The heads for class tokens and for patch tokens; they may be the same."""
     crops, masks = config.crops, config.masks
-    views, groups = GLOBAL_VIEWS + crops.local_count, 2 if crops.local_count else 1
+    views, local = GLOBAL_VIEWS + crops.local_count, crops.local_count > 0
     patches = GLOBAL_VIEWS * images * (crops.global_size // patch) ** 2
     # On average: block masks fall a little short of it, and a GPU's part of a step's masks varies.
     masked = round(patches * masks.share * sum(masks.ratios) / 2)
     dino, ibot = (_sizes(head) for head in student.heads)
     return (
-        _Head(*dino, tokens=views * images, teacher_tokens=GLOBAL_VIEWS * images, groups=groups, losses=views),
-        _Head(*ibot, tokens=masked, teacher_tokens=masked, groups=1, losses=1),
+        _Head(*dino, tokens=views * images, teacher_tokens=GLOBAL_VIEWS * images, local=local, losses=views),
+        _Head(*ibot, tokens=masked, teacher_tokens=masked, local=False, losses=1),
     )
 
 
@@ -330,13 +330,13 @@ def _kept_by_heads(heads: Iterable[_Head], width: int, half: int) -> int:
     """
     per_token = [half * (width + 4 * head.hidden) + 2 * FULL * head.bottleneck for head in heads]
     tokens = sum(head.tokens * size for head, size in zip(heads, per_token, strict=True))
-    return tokens + sum((head.groups + head.losses) * head.matrix for head in heads)
+    return tokens + sum((1 + head.losses) * head.matrix for head in heads)
 
 
 def _held_by_losses(heads: Iterable[_Head]) -> int:
     """Unit vectors and prototypes of both branches."""
     vectors = sum(FULL * (head.tokens + head.teacher_tokens) * head.bottleneck for head in heads)
-    return vectors + sum((head.groups + 1) * head.matrix for head in heads)
+    return vectors + sum(2 * head.matrix for head in heads)
 
 
 def _chunks(dino: _Head, ibot: _Head, chunk: int) -> int:
@@ -346,5 +346,5 @@ def _chunks(dino: _Head, ibot: _Head, chunk: int) -> int:
     two targets, so one more. Sinkhorn-Knopp, over both views: logits, with bias, exponentials.
     """
     view, both = min(chunk, dino.teacher_tokens // GLOBAL_VIEWS), min(chunk, dino.teacher_tokens)
-    class_rows = max((5 if dino.groups > 1 else 4) * view, 3 * both)
+    class_rows = max((5 if dino.local else 4) * view, 3 * both)
     return FULL * max(class_rows * dino.prototypes, 4 * min(chunk, ibot.tokens) * ibot.prototypes)
