@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 
 import jsonargparse
 
-from dinov2_zoo.errors import ConfigError, ZooError
+from dinov2_zoo.errors import ConfigError, Preempted, ZooError
 
 T = TypeVar("T")
 
@@ -24,8 +24,8 @@ RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 class Arguments:
     """What a recipe gets besides its configuration."""
 
-    resume: bool
-    """Continue the run that the run folder holds."""
+    resume: str | None
+    """Continue the run that the run folder holds: "auto" from its newest whole checkpoint, "step-N" from that one."""
 
 
 class _Formatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -92,12 +92,19 @@ def parse(
     parser = _Parser(
         allow_abbrev=False,
         description=description,
-        usage="%(prog)s [--config FILE] [--resume] [--option VALUE ...]",
+        usage="%(prog)s [--config FILE] [--resume [step-N]] [--option VALUE ...]",
         formatter_class=_Formatter,
     )
     shown = f" (default: {default_config.name})" if default_config else ""
     parser.add_argument("--config", action="config", help=f"YAML file of settings; options override it{shown}")
-    parser.add_argument("--resume", action="store_true", help="continue the run that the run folder holds")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="auto|step-N",
+        help="continue the run that the run folder holds, from its newest whole checkpoint or the one named; "
+        "begin it where there is none",
+    )
     parser.add_class_arguments(config_class, None)
     if default_config is not None and "--config" not in given:
         argv = ["--config", str(default_config), *argv]
@@ -110,10 +117,13 @@ def parse(
 
 
 def run(main: Callable[[], Any]) -> NoReturn:
-    """Run a recipe's main; a user's error is printed as one sentence, without a traceback, and exits with 2."""
+    """Run a recipe's main; a user's error is printed as one sentence, without a traceback, and exits with 2.
+
+    A run that was told to stop exits with 75, see `dinov2_zoo.errors.Preempted`.
+    """
     try:
         main()
     except ZooError as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(2) from None
+        sys.stderr.write(f"{'stopped' if isinstance(error, Preempted) else 'error'}: {error}\n")
+        raise SystemExit(error.exit_code) from None
     raise SystemExit(0)

@@ -4,6 +4,9 @@
 class ZooError(Exception):
     """Base of all errors that a user's input, files or settings can cause."""
 
+    exit_code = 2
+    """What a recipe exits with."""
+
 
 class ConfigError(ZooError, ValueError):
     """A setting is unknown, out of range, or does not fit another setting."""
@@ -23,3 +26,10 @@ class HubError(ZooError):
 
 class TrainingError(ZooError):
     """Training cannot go on: the loss is not finite, or processes disagree."""
+
+
+class Preempted(ZooError):  # noqa: N818 (it is no error)
+    """Not a mistake: the run was told to stop, has saved itself, and can be resumed."""
+
+    exit_code = 75
+    """EX_TEMPFAIL of sysexits.h: the same command with --resume goes on."""

@@ -68,7 +68,7 @@ def build(config: DistillConfig) -> Distillation:
     return Distillation(branch, teacher, config.objective)
 
 
-def distil(config: DistillConfig, runtime: Runtime, folder: Path, *, resume: bool) -> None:
+def distil(config: DistillConfig, runtime: Runtime, folder: Path, *, resume: str | None) -> None:
     """The run: measure, start, measure, train, measure, release."""
     say = Console(soft_wrap=True).print if runtime.is_main else (lambda *_, **__: None)
     evaluation = config.evaluation
@@ -131,7 +131,7 @@ def distil(config: DistillConfig, runtime: Runtime, folder: Path, *, resume: boo
         say(f"Student   {folder}/student\nReport    {folder}/report.html\nPictures  {folder}/features.jpg")
 
 
-def launch(config: DistillConfig, *, resume: bool) -> None:
+def launch(config: DistillConfig, *, resume: str | None) -> None:
     """Check the run folder, run."""
     folder = Path(config.runs) / config.name
     check_run_folder(folder, to_dict(config), resume=resume)

@@ -62,7 +62,7 @@ def build(config: PretrainConfig) -> SelfDistillation:
     return SelfDistillation(branch, config.losses, config.self_distillation)
 
 
-def pretrain(config: PretrainConfig, runtime: Runtime, folder: Path, *, resume: bool) -> None:
+def pretrain(config: PretrainConfig, runtime: Runtime, folder: Path, *, resume: str | None) -> None:
     """The run: measure, train, measure, save the teacher."""
     say = Console(soft_wrap=True).print if runtime.is_main else (lambda *_, **__: None)
     images = open_source(config.data)
@@ -106,7 +106,7 @@ def pretrain(config: PretrainConfig, runtime: Runtime, folder: Path, *, resume: 
         say(f"Teacher   {folder}/teacher\nReport    {folder}/report.html")
 
 
-def launch(config: PretrainConfig, *, resume: bool) -> None:
+def launch(config: PretrainConfig, *, resume: str | None) -> None:
     """Check the run folder, run."""
     folder = Path(config.runs) / config.name
     check_run_folder(folder, to_dict(config), resume=resume)

@@ -26,7 +26,7 @@ ARROW = (
 
 # The one place where each outside world is spoken to.
 ONLY_IN = {
-    "accelerate": {"training/runtime.py"},
+    "accelerate": {"training/runtime.py", "training/launchers.py"},
     "huggingface_hub": {"hub/load.py"},
     "xformers": {"models/attention.py"},
     "transformers": set(),

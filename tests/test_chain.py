@@ -57,7 +57,7 @@ def teacher(recipes, images, tmp_path_factory):
     runs = tmp_path_factory.mktemp("chain")
     labelled = ("--evaluation.labelled", str(images), "--evaluation.labelled_size", "56", "--checkpoint.every", "2")
     config = settings(PretrainConfig, "pretrain_demo.yaml", runs, images, "teacher", "--optim.steps", "4", *labelled)
-    recipes["pretrain"].launch(config, resume=False)
+    recipes["pretrain"].launch(config, resume=None)
     return runs / "teacher", config
 
 
@@ -69,7 +69,7 @@ def student(recipes, images, teacher):
     config = settings(
         DistillConfig, "demo.yaml", folder.parent, images, "student", *options, "--evaluation.labelled=null"
     )
-    recipes["distill"].launch(config, resume=False)
+    recipes["distill"].launch(config, resume=None)
     return folder.parent / "student"
 
 
@@ -111,9 +111,9 @@ def test_an_interrupted_pretraining_goes_on_bit_for_bit(recipes, teacher, monkey
 
     monkeypatch.setattr(session, "train", until_two)
     with pytest.raises(InterruptedError):
-        recipes["pretrain"].launch(config, resume=False)
+        recipes["pretrain"].launch(config, resume=None)
     monkeypatch.undo()
-    recipes["pretrain"].launch(config, resume=True)
+    recipes["pretrain"].launch(config, resume="auto")
     for file in ("model.safetensors", "heads.safetensors"):
         expected, got = load_file(folder / "teacher" / file), load_file(tmp_path / "again/teacher" / file)
         assert expected.keys() == got.keys()
@@ -133,7 +133,7 @@ def test_a_finished_run_goes_up_in_resolution(recipes, teacher, student, which):
     run = teacher[0] if which == "teacher" else student
     adapted = recipes["adapt_resolution"].AdaptConfig(run=str(run), size=84, steps=2).adapted()
     assert adapted.optim.steps == 2 and adapted.optim.warmup_steps <= 1
-    recipes["pretrain" if which == "teacher" else "distill"].launch(adapted, resume=False)
+    recipes["pretrain" if which == "teacher" else "distill"].launch(adapted, resume=None)
     before = Dinov2Model.from_pretrained(run / which)
     after = Dinov2Model.from_pretrained(run.with_name(f"{which}_84") / which)
     assert (before.config.img_size, after.config.img_size) == (56, 84)
@@ -150,7 +150,7 @@ def test_heads_are_fitted_on_a_frozen_backbone_and_belong_to_it(recipes, images,
     config = settings(
         PretrainConfig, "fit_heads.yaml", tmp_path, images, "heads", "--init", str(alone), "--optim.steps", "2"
     )
-    recipes["pretrain"].launch(config, resume=False)
+    recipes["pretrain"].launch(config, resume=None)
     fitted = tmp_path / "heads/teacher"
     before, after = load_file(alone / "model.safetensors"), load_file(fitted / "model.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -187,7 +187,7 @@ def test_heads_are_fitted_on_a_frozen_backbone_and_belong_to_it(recipes, images,
 def test_settings_that_cannot_work_are_refused_before_anything_is_written(recipes, images, tmp_path, options, words):
     with pytest.raises(ConfigError, match=words):
         config = settings(PretrainConfig, "pretrain_demo.yaml", tmp_path, images, "bad", *options)
-        recipes["pretrain"].launch(config, resume=False)
+        recipes["pretrain"].launch(config, resume=None)
     assert not (tmp_path / "bad").exists()
 
 

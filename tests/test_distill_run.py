@@ -107,7 +107,7 @@ def launch(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "recipes"))
     import distill
 
-    return lambda arguments, resume=False: distill.launch(parse(DistillConfig, arguments)[0], resume=resume)
+    return lambda arguments, resume=None: distill.launch(parse(DistillConfig, arguments)[0], resume=resume)
 
 
 def test_an_interrupted_run_goes_on_bit_for_bit(launch, place, run, tmp_path, monkeypatch):
@@ -125,7 +125,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(launch, place, run, tmp_path, mo
         launch(options(place, tmp_path, "one"))
     assert not (tmp_path / "one/student").exists()
     monkeypatch.setattr(session, "train", whole)
-    launch(options(place, tmp_path, "one"), resume=True)
+    launch(options(place, tmp_path, "one"), resume="auto")
     for file in ("model.safetensors", "projector.safetensors"):
         expected, got = load_file(run[0] / "student" / file), load_file(tmp_path / "one/student" / file)
         assert expected.keys() == got.keys()

@@ -1,17 +1,23 @@
 """A run from its first to its last step: what every training recipe does around the loop."""
 
-from collections.abc import Callable, Iterable, Mapping
+import errno
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from torch import nn
 
-from dinov2_zoo.checkpoints.resume import latest_checkpoint, load_checkpoint, save_checkpoint
+from dinov2_zoo.checkpoints.keeper import Keeper, newest_whole, rewind
+from dinov2_zoo.checkpoints.resume import load_checkpoint
 from dinov2_zoo.config import DistillConfig, PretrainConfig, to_dict
 from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.data.skips import SkipLedger, guarded
+from dinov2_zoo.errors import CheckpointError, Preempted, TrainingError
 from dinov2_zoo.training.health_watch import HealthWatch
 from dinov2_zoo.training.log import RunLog
 from dinov2_zoo.training.loop import train
+from dinov2_zoo.training.preemption import StopRequest
+from dinov2_zoo.training.run_folder import hold_run_folder
 from dinov2_zoo.training.runtime import Runtime
 from dinov2_zoo.training.state import TrainState
 
@@ -24,7 +30,7 @@ def train_run(
     batches: Callable[..., Iterable[Batch]],
     *,
     images: int,
-    resume: bool,
+    resume: str | None,
     measure: Callable[[], Mapping[str, float]],
 ) -> TrainState:
     """Shard a module, train it to its last step, and leave checkpoints and metrics in the run folder.
@@ -36,32 +42,86 @@ def train_run(
         module: With children `student` and `ema`; maps a batch to loss terms.
         batches: `train_loader` but for seed, start_step and steps.
         images: In the source, for the share of damaged ones.
-        resume: Continue from the newest checkpoint in `folder`, if there is one.
+        resume: Continue from a checkpoint in `folder`: "auto", the newest whole one, if there is one; or "step-N".
         measure: Figures of the average, by name; called every `evaluation.every` steps.
 
     Returns:
         The state after the last step.
+
+    Raises:
+        Preempted: The run was told to stop; it has saved itself.
+        ConfigError: Another process is writing this run.
+        CheckpointError: A checkpoint could not be written, or the one named cannot be read.
+        DataError, TrainingError: From data and loop; the disk is full.
     """
     steps, every = config.optim.steps, config.evaluation.every
     state = TrainState.start(runtime.shard(module), config.optim, global_batch=config.loader.batch_size)
-    checkpoint = latest_checkpoint(folder) if resume else None
+    around = ExitStack()
+    chosen: tuple[Path | None, list[str]] = None, []
+    with runtime.together():
+        if runtime.is_main:
+            around.enter_context(hold_run_folder(folder))
+            chosen = _choose(folder, resume)
+    checkpoint, damaged = runtime.broadcast(chosen)
     if checkpoint is not None:
         load_checkpoint(checkpoint, state)
-    runtime.start_trackers(config.name, to_dict(config))
     log = RunLog(folder, config.log, steps=steps, start=state.step, main=runtime.is_main, track=runtime.track)
-    log.say(f"Training, step {state.step} to {steps}")
+    for sentence in damaged:
+        log.say(f"Skipped: {sentence}")
+    if trouble := runtime.start_trackers(config.name, to_dict(config)):
+        log.say(trouble)
+    log.say(f"Training, step {state.step} to {steps}" + (f", from {checkpoint}" if checkpoint else ""))
 
-    def save(state: TrainState, _: object) -> None:
-        if state.step == steps or (config.checkpoint.every and state.step % config.checkpoint.every == 0):
-            save_checkpoint(folder, state, keep=config.checkpoint.keep)
+    with around, log, _full_disk(folder), StopRequest() as stop, Keeper(folder, config.checkpoint) as keeper:
 
-    def evaluate(state: TrainState, _: object) -> None:
-        if every and state.step % every == 0 and state.step < steps:
-            log.write(state.step, {f"heldout/{name}": figure for name, figure in measure().items()})
+        def save(state: TrainState, _: object) -> None:
+            if state.step == steps or (config.checkpoint.every and state.step % config.checkpoint.every == 0):
+                keeper.save(state)
 
-    with log:
+        def evaluate(state: TrainState, _: object) -> None:
+            if every and state.step % every == 0 and state.step < steps:
+                log.write(state.step, {f"heldout/{name}": figure for name, figure in measure().items()})
+
         stream = batches(seed=config.runtime.seed, start_step=state.step, steps=steps)
         ledger = SkipLedger(images, config.loader.max_bad_share)
         watch = HealthWatch(log.say, from_step=config.optim.warmup_steps)
-        train(runtime, state, guarded(stream, ledger), log, [save, evaluate, watch])
+        hooks = [save, evaluate, watch]
+        train(runtime, state, guarded(stream, ledger), log, hooks, stop=lambda: bool(stop) or keeper.failed)
+        keeper.wait()
+        if state.step < steps:
+            keeper.save(state)
+            keeper.wait()
+            reason = next(filter(None, runtime.gather(stop.reason)), "another process was told to stop")
+            raise Preempted(
+                f"{reason}; saved at step {state.step} of {steps}, after which the same command with --resume goes on."
+            )
     return state
+
+
+@contextmanager
+def _full_disk(folder: Path) -> Generator[None, None, None]:
+    """Say a full disk in words; checkpoints say it themselves."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise TrainingError(
+            f"The disk of {folder} is full: make room; --resume then goes on from the last checkpoint."
+        ) from error
+
+
+def _choose(folder: Path, resume: str | None) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from, and what is wrong with newer ones.
+
+    Raises:
+        CheckpointError: None is whole although there are some, or the one named is not.
+    """
+    if resume is None:
+        return None, []
+    if resume != "auto":
+        return rewind(folder, resume), []
+    found, damaged = newest_whole(folder)
+    if damaged and found is None:
+        raise CheckpointError(f"No whole checkpoint is left: {' '.join(damaged)} Without any, the run begins anew.")
+    return found, damaged

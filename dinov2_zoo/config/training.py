@@ -40,12 +40,16 @@ class OptimConfig:
     """Steps during which prototypes do not move (official: one epoch of 1250)."""
     accumulate: int = 1
     """Micro-batches per optimizer step; loader.batch_size is split into them."""
+    max_bad_steps: int = 0
+    """Steps whose loss or gradient is not finite that a run may leave out, without an update; one more ends it. Every
+    one is recorded in bad_batches/ (chosen here: 0, look into the first)."""
 
     def __post_init__(self) -> None:
         check(self.steps >= 1, "optim.steps must be at least 1.")
         check(0 <= self.warmup_steps <= self.steps, "optim.warmup_steps must lie between 0 and optim.steps.")
         check(self.base_lr > 0, "optim.base_lr must be above 0.")
         check(self.accumulate >= 1, "optim.accumulate must be at least 1.")
+        check(self.max_bad_steps >= 0, "optim.max_bad_steps must be 0 or more.")
         check(0 < self.layer_decay <= 1, "optim.layer_decay must be above 0 and at most 1.")
         check(all(0 <= m <= 1 for m in self.ema_momentum), "optim.ema_momentum must lie between 0 and 1.")
 
@@ -81,9 +85,16 @@ class CheckpointConfig:
     """Steps between checkpoints; the last step is always saved. 0: only the last."""
     keep: int = 3
     """Newest checkpoints kept; older ones are removed."""
+    keep_every: int = 0
+    """Checkpoints of steps that are multiples of this are kept for good; 0: none."""
+    background: bool = True
+    """Write while training goes on: it waits only for a copy in memory. Off spares that copy."""
+    allow_changes: bool = False
+    """Resume although settings differ from those that the run was started with; the change is recorded."""
 
     def __post_init__(self) -> None:
         check(self.every >= 0 and self.keep >= 1, "checkpoint.every must be 0 or more, checkpoint.keep at least 1.")
+        check(self.keep_every >= 0, "checkpoint.keep_every must be 0 or more.")
 
 
 @dataclass(frozen=True)

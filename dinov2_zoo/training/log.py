@@ -26,7 +26,7 @@ class RunLog:
         steps: Steps of the whole run.
         start: Finished steps; lines of metrics.jsonl beyond it are dropped, for they are about to be made again.
         main: True on rank 0.
-        track: Receives (values, step) of every line: `Runtime.track`.
+        track: Receives (values, step) of every line, may return a sentence to print: `Runtime.track`.
         console: Where people look; default stderr.
     """
 
@@ -38,7 +38,7 @@ class RunLog:
         steps: int,
         start: int = 0,
         main: bool = True,
-        track: Callable[[Mapping[str, float], int], None] | None = None,
+        track: Callable[[Mapping[str, float], int], str | None] | None = None,
         console: Console | None = None,
     ):
         self.run_dir = run_dir
@@ -83,8 +83,8 @@ class RunLog:
         if self.run_dir is not None:
             with (self.run_dir / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
-        if self._track is not None:
-            self._track(values, step)
+        if self._track is not None and (trouble := self._track(values, step)):
+            self.say(trouble)
         if not self.config.progress:
             return
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -1,14 +1,25 @@
 """The folder of one run: claimed once, so that two runs never mix, and stamped with where its numbers come from."""
 
+import contextlib
+import errno
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dinov2_zoo.errors import ConfigError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+LOCK = ".lock"
+"""Name of the file that a run in progress holds."""
 
 PACKAGES = ("dinov2-zoo", "torch", "torchvision", "timm", "accelerate", "safetensors", "huggingface_hub")
 
@@ -73,8 +84,10 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     return found
 
 
-def check_run_folder(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
+def check_run_folder(folder: Path, config: dict[str, Any], *, resume: str | None) -> None:
     """Raise unless a run with this configuration may write to `folder`; creates nothing.
+
+    With `checkpoint.allow_changes`, other settings than the run's may be resumed with.
 
     Raises:
         ConfigError: The folder holds another run, is not a run, or was made with other settings.
@@ -87,18 +100,71 @@ def check_run_folder(folder: Path, config: dict[str, Any], *, resume: bool) -> N
     if not resume:
         raise ConfigError(f"{folder} already holds a run: continue it with --resume, or choose another --name.")
     changed = differences(json.loads(record.read_text())["config"], json.loads(json.dumps(config)))
-    if changed:
+    if changed and not config.get("checkpoint", {}).get("allow_changes"):
         raise ConfigError(
-            f"{folder} was made with other settings ({'; '.join(changed)}): resume with those, or choose a new --name."
+            f"{folder} was made with other settings ({'; '.join(changed)}): resume with those, choose a new --name, "
+            "or say --checkpoint.allow_changes true."
         )
 
 
 def claim_run_folder(folder: Path, config: dict[str, Any]) -> None:
-    """Create the folder and write config.json: the resolved settings and where the numbers come from."""
+    """Create the folder and write config.json: the resolved settings and where the numbers come from.
+
+    Settings that a resumed run was allowed to change take the place of the old, which move to "changes".
+    """
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / "config.json"
+    config, changes = json.loads(json.dumps(config)), list[Any]()
     if record.exists():
-        return
+        before = json.loads(record.read_text())
+        changed = differences(before["config"], config)
+        if not changed:
+            return
+        changes = [*before.get("changes", []), {"settings": changed, "provenance": before["provenance"]}]
     partial = folder / "config.json.part"
-    partial.write_text(json.dumps({"config": config, "provenance": provenance()}, indent=2) + "\n")
+    entries = {"config": config, "provenance": provenance()} | ({"changes": changes} if changes else {})
+    partial.write_text(json.dumps(entries, indent=2) + "\n")
     partial.replace(record)
+
+
+@contextlib.contextmanager
+def hold_run_folder(folder: Path) -> Generator[None, None, None]:
+    """Keep other processes from writing to a run folder; the hold ends with the process, however it ends.
+
+    Raises:
+        ConfigError: Another process holds it.
+    """
+    with (folder / LOCK).open("a+") as file:
+        if not _lock(file):
+            file.seek(0)
+            raise ConfigError(
+                f"{folder} is being written by {file.read().strip() or 'another process'}: wait for it to end, "
+                "stop it, or choose another --name."
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+
+
+def holder(folder: Path) -> str | None:
+    """Which process is writing a run folder, such as "process 42 on node7"; None when none is."""
+    if not (folder / LOCK).exists():
+        return None
+    with (folder / LOCK).open("r+") as file:
+        return None if _lock(file) else file.read().strip()
+
+
+def _lock(file: IO[str]) -> bool:
+    """Lock a file for this process until it is closed; False when another process has it.
+
+    A POSIX lock: unlike flock's it is not inherited by decoding processes, which may outlive a killed run.
+    """
+    if fcntl is None:
+        return True
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        # File systems without locks cannot tell: then nothing is held.
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True

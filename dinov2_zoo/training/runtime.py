@@ -1,4 +1,4 @@
-"""Processes, devices, precision and sharding: the only file that knows accelerate.
+"""Processes, devices, precision and sharding: with launchers.py, all that knows accelerate.
 
 accelerate starts the processes, picks the device and speaks to the trackers. Sharding is torch's own `fully_shard`,
 branch by branch, because accelerate's `prepare` takes one model and we have three (student, EMA, frozen teacher), and
@@ -24,7 +24,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from dinov2_zoo.config import RuntimeConfig
-from dinov2_zoo.errors import ConfigError, TrainingError
+from dinov2_zoo.errors import ConfigError, Preempted, TrainingError, ZooError
+from dinov2_zoo.training.launchers import adopt_srun, check_launcher, flag, processes_started, replicas
+from dinov2_zoo.training.precision import choose_precision
 
 T = TypeVar("T")
 
@@ -51,33 +53,38 @@ class Runtime:
     device: torch.device
     rank: int
     world_size: int
+    replicas: int
+    """Whole copies of each branch among the processes: 1, or more with hybrid sharding."""
     precision: Literal["bf16", "fp32"]
 
     def __init__(self, config: RuntimeConfig, *, trackers: Sequence[str] = (), run_dir: Path | str | None = None):
         self.config = config
         _check_trackers(trackers)
-        _check_launcher(config)
+        adopt_srun()
+        check_launcher(config)
         # cpu=True also cures a trap: launched with an FSDP or multi-GPU file on a machine without GPU, accelerate
         # would give each process world size 1, that is, as many independent trainings as processes.
-        cpu = config.cpu or not torch.cuda.is_available() or _flag("ACCELERATE_USE_CPU")
-        self._accelerator = Accelerator(
-            cpu=cpu,
-            mixed_precision="no",  # autocast and sharding policies are ours, see `autocast` and `shard`
-            log_with=list(trackers) or None,
-            project_dir=str(run_dir) if run_dir is not None else None,
-        )
+        cpu = config.cpu or not torch.cuda.is_available() or flag("ACCELERATE_USE_CPU")
+        with _without_parallelism():
+            self._accelerator = Accelerator(
+                cpu=cpu,
+                mixed_precision="no",  # autocast and sharding policies are ours, see `autocast` and `shard`
+                log_with=list(trackers) or None,
+                project_dir=str(run_dir) if run_dir is not None else None,
+            )
         # accelerate says "cpu:0", which torch's device meshes do not take for the CPU.
         self.device = torch.device("cpu") if cpu else self._accelerator.device
         self.rank = self._accelerator.process_index
         self.world_size = self._accelerator.num_processes
-        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        launched = processes_started()
         if launched != self.world_size:
             self.shutdown()
             raise TrainingError(
                 f"{launched} processes were launched, but each of them is on its own (world size {self.world_size}): "
-                "launch with `accelerate launch --config_file recipes/configs/accelerate/ddp.yaml`."
+                "launch with `accelerate launch --config_file recipes/configs/accelerate/ddp.yaml`, torchrun or srun."
             )
-        self._fsdp = FullyShardedDataParallelPlugin() if _flag("ACCELERATE_USE_FSDP") else None
+        self.replicas = replicas(self.world_size)
+        self._fsdp = FullyShardedDataParallelPlugin() if flag("ACCELERATE_USE_FSDP") else None
         self.precision = choose_precision(config.precision, self.device)
         self.threads = config.threads or max(1, len(_cores()) // self._local_processes())
         # `accelerate launch` sets OMP_NUM_THREADS=1, which would leave all cores but one idle.
@@ -91,7 +98,7 @@ class Runtime:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # After an error the other processes may be gone: waiting for them in `shutdown` would hang.
-        if kind is None:
+        if kind is None or issubclass(kind, Preempted):
             self.shutdown()
 
     @property
@@ -127,7 +134,9 @@ class Runtime:
             names = {BLOCK, *((self._fsdp.transformer_cls_names_to_wrap or ()) if self._fsdp else ())}
             reshard = bool(self._fsdp.reshard_after_forward) if self._fsdp else False
             # The mesh is explicit, for the default one would take the GPU even where we were told to stay on the CPU.
-            mesh = init_device_mesh(self.device.type, (self.world_size,), mesh_dim_names=("data",))
+            # Two dimensions are hybrid sharding: shards within a group (a machine), copies across groups.
+            sizes = (self.replicas, self.world_size // self.replicas) if self.replicas > 1 else (self.world_size,)
+            mesh = init_device_mesh(self.device.type, sizes, mesh_dim_names=("copy", "data")[-len(sizes) :])
             # Blocks travel and compute in bf16. Inputs are not cast, so that the residual stream stays fp32, just as
             # under autocast on one process. What is outside the blocks (positions, final norm, heads with their
             # prototypes) is small or sensitive: it is gathered in fp32 and autocast decides. On CPU autocast decides
@@ -223,17 +232,46 @@ class Runtime:
         if self.is_main:
             self.barrier()
 
+    @contextlib.contextmanager
+    def together(self) -> Generator[None, None, None]:
+        """Raise on every process the user's error that the block raised on one of them, so that none waits for it."""
+        error: ZooError | None = None
+        try:
+            yield
+        except ZooError as problem:
+            error = problem
+        for found in self.gather(error):
+            if found is not None:
+                raise found
+
     # ---------------------------------------------------------------- trackers and the end
 
-    def start_trackers(self, name: str, config: Mapping[str, Any]) -> None:
-        """Open the trackers for a run, if any were asked for; `config` is its nested settings."""
-        self._accelerator.init_trackers(name, config=_flat(config))
-        self._tracking = bool(self._accelerator.log_with)
+    def start_trackers(self, name: str, config: Mapping[str, Any]) -> str | None:
+        """Open the trackers for a run, if any were asked for; `config` is its nested settings.
 
-    def track(self, values: Mapping[str, float], step: int) -> None:
-        """Send numbers to the trackers; nothing happens where none was started."""
+        Returns:
+            A sentence to print when they cannot be opened: the run goes on without them. None when all is well.
+        """
+        try:
+            self._accelerator.init_trackers(name, config=_flat(config))
+        except Exception as error:  # whatever a tracker's own client raises
+            return _lost_tracker(error)
+        self._tracking = bool(self._accelerator.log_with)
+        return None
+
+    def track(self, values: Mapping[str, float], step: int) -> str | None:
+        """Send numbers to the trackers; nothing happens where none was started.
+
+        Returns:
+            A sentence to print when that fails: from then on nothing is sent. None when all is well.
+        """
         if self._tracking:
-            self._accelerator.log(dict(values), step=step)
+            try:
+                self._accelerator.log(dict(values), step=step)
+            except Exception as error:  # whatever a tracker's own client raises
+                self._tracking = False
+                return _lost_tracker(error)
+        return None
 
     def shutdown(self) -> None:
         """End the run: close trackers, leave the process group. Let go of models and batches before."""
@@ -245,26 +283,10 @@ class Runtime:
         self._accelerator.wait_for_everyone()
         self._accelerator.free_memory()
         gc.collect()
-        self._accelerator.end_training()
+        with contextlib.suppress(Exception):  # a tracker that cannot be reached must not fail a finished run
+            self._accelerator.end_training()
         # accelerate keeps its state for the whole Python process; another Runtime would get a group that is gone.
         AcceleratorState._reset_state(reset_partial_state=True)  # pyright: ignore[reportPrivateUsage]
-
-
-def choose_precision(asked: Literal["auto", "bf16", "fp32"], device: torch.device) -> Literal["bf16", "fp32"]:
-    """Settle precision: a setting wins, then `accelerate launch --mixed_precision bf16`, then what the device has."""
-    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if asked != "auto":
-        return asked
-    return "bf16" if launcher == "bf16" or _has_bf16(device) else "fp32"
-
-
-def _has_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    # torch has no public question for this. Without these instructions bf16 on CPU is emulated, slower than fp32.
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    probes = [getattr(torch.cpu, name, None) for name in names]
-    return any(probe() for probe in probes if probe is not None)
 
 
 def _check_trackers(trackers: Sequence[str]) -> None:
@@ -279,27 +301,20 @@ def _check_trackers(trackers: Sequence[str]) -> None:
     logging.getLogger("accelerate.tracking").setLevel(logging.ERROR)
 
 
-def _check_launcher(config: RuntimeConfig) -> None:
-    """Refuse what a launcher asks for and we would not do."""
-    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if precision not in ("no", "bf16"):
-        raise ConfigError(f"Mixed precision {precision} is not supported: launch with --mixed_precision bf16 or no.")
-    if precision == "bf16" and config.precision == "fp32":
-        raise ConfigError(
-            "The launcher asks for bf16 and runtime.precision for fp32: "
-            "drop --mixed_precision bf16, or set runtime.precision to auto."
-        )
-    if not _flag("ACCELERATE_USE_FSDP"):
-        return
-    if os.environ.get("FSDP_VERSION", "2") != "2":
-        raise ConfigError("Only FSDP version 2 is supported: set fsdp_version: 2 in accelerate's configuration file.")
-    for setting in ("offload_params", "activation_checkpointing"):
-        if _flag(f"FSDP_{setting.upper()}"):
-            raise ConfigError(f"fsdp_{setting} is not supported: set it to false in accelerate's configuration file.")
+@contextlib.contextmanager
+def _without_parallelism() -> Generator[None, None, None]:
+    """Hide accelerate's parallelism settings from accelerate, which would make a mesh of its own of them."""
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("PARALLELISM_CONFIG_")}
+    asked = os.environ.pop("ACCELERATE_USE_PARALLELISM_CONFIG", None)
+    try:
+        yield
+    finally:
+        os.environ.update(hidden | ({"ACCELERATE_USE_PARALLELISM_CONFIG": asked} if asked else {}))
 
 
-def _flag(name: str) -> bool:
-    return os.environ.get(name, "false").lower() in ("true", "1", "yes")
+def _lost_tracker(error: Exception) -> str:
+    words = " ".join(str(error).split())[:200]
+    return f"The tracker failed ({type(error).__name__}: {words}): the run goes on without it; metrics.jsonl has all."
 
 
 def _cores() -> set[int]:

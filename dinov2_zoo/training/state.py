@@ -25,6 +25,8 @@ class TrainState:
     config: OptimConfig
     schedules: Schedules
     step: int = 0
+    bad_steps: int = 0
+    """Steps left out so far because something was not finite."""
 
     @staticmethod
     def start(module: nn.Module, config: OptimConfig, *, global_batch: int) -> "TrainState":
@@ -58,3 +60,8 @@ class TrainState:
         """
         everything = self.module.state_dict()
         return {name: tensor for name, tensor in everything.items() if not name.startswith("teacher.")}
+
+    def statistics(self) -> list[Tensor]:
+        """Buffers that a forward pass may move: all but the teacher's and the average's."""
+        fixed = ("teacher.", "ema.")
+        return [buffer for name, buffer in self.module.named_buffers() if not name.startswith(fixed)]

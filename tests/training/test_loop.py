@@ -3,9 +3,11 @@ import json
 import pytest
 import tiny_run
 import torch
+from safetensors.torch import load_file
 
 from dinov2_zoo.errors import TrainingError
 from dinov2_zoo.training.loop import train
+from dinov2_zoo.training.state import TrainState
 
 
 def weights(state):
@@ -94,8 +96,47 @@ def test_a_bad_loss_stops_the_run_before_the_update(runtime, tmp_path):
     assert state.step == 3
     after = weights(state)
     assert all(torch.equal(seen[name], after[name]) for name in seen if name != "steps_seen")
-    record = json.loads((tmp_path / "bad_batch.json").read_text())
-    assert record["step"] == 3 and record["sample_ids"] == list(range(24, 32))
+    record = json.loads((tmp_path / "bad_batches/step-3.json").read_text())
+    (process,) = record["processes"]
+    assert record["step"] == 3 and process["sample_ids"] == list(range(24, 32)) and process["bad"] == ["loss", "match"]
+    assert process["terms"] == [{"loss": "nan", "match": "nan"}]
+    kept = load_file(tmp_path / "bad_batches/step-3-process-0.safetensors")
+    assert torch.equal(kept["0.global_crops"], list(tiny_run.batches(4))[3].global_crops)
+
+
+def test_bad_steps_are_left_out_up_to_a_number(runtime, tmp_path):
+    class Spoilt(tiny_run.Match):
+        def forward(self, batch):
+            terms = super().forward(batch)
+            return {"loss": terms["loss"] * float("inf")} if int(batch.sample_ids[0]) in (16, 40) else terms
+
+    def start(steps, max_bad_steps):
+        torch.manual_seed(0)
+        optim = tiny_run.config(steps, max_bad_steps=max_bad_steps)
+        return TrainState.start(runtime.shard(Spoilt()), optim, global_batch=8)
+
+    state, seen = start(8, 2), {}
+
+    def look(state, line):
+        seen[state.step] = (weights(state), line)
+
+    train(runtime, state, tiny_run.batches(8), tiny_run.silent_log(8, tmp_path), [look])
+    assert state.step == 8 and state.bad_steps == 2
+    for bad in (3, 6):  # nothing moved, not even a statistic, and the numbers stay valid JSON
+        assert all(torch.equal(seen[bad - 1][0][name], t) for name, t in seen[bad][0].items())
+        assert "loss" not in seen[bad][1] and seen[bad][1]["bad_steps"] in (1, 2)
+    assert state.module.steps_seen == 6
+    assert {path.name for path in (tmp_path / "bad_batches").glob("*.json")} == {"step-2.json", "step-5.json"}
+    assert all("NaN" not in line for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    with pytest.raises(TrainingError, match="bad step number 2 of this run"):
+        train(runtime, start(8, 1), tiny_run.batches(8), tiny_run.silent_log(8))
+
+
+def test_a_request_to_stop_ends_the_run_after_its_step(runtime):
+    state, steps = tiny_run.start(runtime, tiny_run.config(10)), []
+    hook = lambda state, _: steps.append(state.step)  # noqa: E731
+    train(runtime, state, tiny_run.batches(10), tiny_run.silent_log(10), [hook], stop=lambda: len(steps) == 3)
+    assert steps == [1, 2, 3, 4] and state.step == 4
 
 
 def test_a_bad_gradient_of_a_finite_loss_stops_the_run(runtime):

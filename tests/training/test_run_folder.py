@@ -11,19 +11,19 @@ CONFIG = {"name": "a", "optim": {"steps": 5, "betas": (0.9, 0.99)}, "log": {"eve
 
 
 def test_a_new_or_empty_folder_is_free_and_checking_creates_nothing(tmp_path):
-    check_run_folder(tmp_path / "new", CONFIG, resume=False)
+    check_run_folder(tmp_path / "new", CONFIG, resume=None)
     assert not (tmp_path / "new").exists()
-    check_run_folder(tmp_path, CONFIG, resume=True)
+    check_run_folder(tmp_path, CONFIG, resume="auto")
 
 
 def test_a_claimed_folder_is_refused_but_to_the_same_run_resumed(tmp_path):
     claim_run_folder(tmp_path / "run", CONFIG)
     with pytest.raises(ConfigError, match="continue it with --resume, or choose another --name"):
-        check_run_folder(tmp_path / "run", CONFIG, resume=False)
-    check_run_folder(tmp_path / "run", CONFIG, resume=True)
+        check_run_folder(tmp_path / "run", CONFIG, resume=None)
+    check_run_folder(tmp_path / "run", CONFIG, resume="auto")
     changed = CONFIG | {"optim": {"steps": 6, "betas": (0.9, 0.99)}}
     with pytest.raises(ConfigError, match=r"optim\.steps: 5 -> 6"):
-        check_run_folder(tmp_path / "run", changed, resume=True)
+        check_run_folder(tmp_path / "run", changed, resume="auto")
     record = json.loads((tmp_path / "run/config.json").read_text())
     assert record["config"]["optim"]["betas"] == [0.9, 0.99]
     assert {"git", "torch", "machine", "python"} <= record["provenance"].keys()

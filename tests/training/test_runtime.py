@@ -6,7 +6,8 @@ from accelerate import Accelerator
 
 from dinov2_zoo.config import RuntimeConfig
 from dinov2_zoo.errors import ConfigError, TrainingError
-from dinov2_zoo.training.runtime import Runtime, choose_precision
+from dinov2_zoo.training.precision import choose_precision
+from dinov2_zoo.training.runtime import Runtime
 
 CPU = torch.device("cpu")
 
@@ -28,7 +29,7 @@ def test_bf16_multiplies_in_bf16_and_fp32_leaves_float64_alone():
 
 
 def test_auto_precision_follows_the_launcher_and_a_setting_wins(monkeypatch):
-    monkeypatch.setattr("dinov2_zoo.training.runtime._has_bf16", lambda device: False)
+    monkeypatch.setattr("dinov2_zoo.training.precision._has_bf16", lambda device: False)
     assert choose_precision("auto", CPU) == "fp32"
     assert choose_precision("bf16", CPU) == "bf16"
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")

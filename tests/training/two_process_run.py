@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
-from dinov2_zoo.checkpoints.resume import latest_checkpoint, load_checkpoint, save_checkpoint
+from dinov2_zoo.checkpoints.keeper import Keeper, newest_whole
+from dinov2_zoo.checkpoints.resume import load_checkpoint
 from dinov2_zoo.config import (
+    CheckpointConfig,
     HeadConfig,
     ModelConfig,
     ObjectiveConfig,
@@ -88,13 +90,14 @@ def scenario(runtime, kind, out):
 
     def stop(state, _):
         if state.step == CUT:
-            save_checkpoint(out / kind, state, keep=1)
+            with Keeper(out / kind, CheckpointConfig(keep=1)) as keeper:
+                keeper.save(state)
             raise InterruptedError
 
     with contextlib.suppress(InterruptedError):
         train(runtime, broken, batches(runtime), tiny_run.silent_log(STEPS), [stop])
     resumed = start(runtime, kind)
-    load_checkpoint(latest_checkpoint(out / kind), resumed)
+    load_checkpoint(newest_whole(out / kind)[0], resumed)
     train(runtime, resumed, batches(runtime, CUT), tiny_run.silent_log(STEPS))
     local = [t.to_local() if isinstance(t, DTensor) else t for t in resumed.tensors().values()]
     reference = [t.to_local() if isinstance(t, DTensor) else t for t in state.tensors().values()]
