@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -113,8 +114,8 @@ class Keeper:
         result, error = None, ""
         try:
             result = action()
-        except Exception as problem:
-            error = f"{type(problem).__name__}: {' '.join(str(problem).split())[-300:]}"
+        except (Exception, CheckpointException) as problem:
+            error = _in_words(problem)
         outcomes: list[Any] = [(result, error)]
         if self._group is not None:
             outcomes = [None] * dist.get_world_size(self._group)
@@ -153,6 +154,13 @@ class Keeper:
     def _remove(self, folder: Path) -> None:
         # Renamed first: a folder that is removed file by file would for a while look like a damaged checkpoint.
         folder.rename(folder.with_name(f".{folder.name}.old"))
+
+
+def _in_words(problem: BaseException) -> str:
+    """An error as one line. torch collects those of all processes in a CheckpointException, which is no Exception."""
+    while isinstance(problem, CheckpointException):
+        problem = next(iter(problem.failures.values()))[0]
+    return f"{type(problem).__name__}: {' '.join(str(problem).split())[:300]}"
 
 
 def checkpoints(folder: Path) -> list[Path]:

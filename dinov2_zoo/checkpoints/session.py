@@ -21,6 +21,9 @@ from dinov2_zoo.training.run_folder import hold_run_folder
 from dinov2_zoo.training.runtime import Runtime
 from dinov2_zoo.training.state import TrainState
 
+# What gloo and NCCL say when another process has gone.
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "NCCL")
+
 
 def train_run(
     config: DistillConfig | PretrainConfig,
@@ -72,7 +75,7 @@ def train_run(
         log.say(trouble)
     log.say(f"Training, step {state.step} to {steps}" + (f", from {checkpoint}" if checkpoint else ""))
 
-    with around, log, _full_disk(folder), StopRequest() as stop, Keeper(folder, config.checkpoint) as keeper:
+    with around, log, _in_words(runtime, folder), StopRequest() as stop, Keeper(folder, config.checkpoint) as keeper:
 
         def save(state: TrainState, _: object) -> None:
             if state.step == steps or (config.checkpoint.every and state.step % config.checkpoint.every == 0):
@@ -99,8 +102,8 @@ def train_run(
 
 
 @contextmanager
-def _full_disk(folder: Path) -> Generator[None, None, None]:
-    """Say a full disk in words; checkpoints say it themselves."""
+def _in_words(runtime: Runtime, folder: Path) -> Generator[None, None, None]:
+    """Say in words what the machines do to a run: a full disk (checkpoints say it themselves), a lost process."""
     try:
         yield
     except OSError as error:
@@ -108,6 +111,13 @@ def _full_disk(folder: Path) -> Generator[None, None, None]:
             raise
         raise TrainingError(
             f"The disk of {folder} is full: make room; --resume then goes on from the last checkpoint."
+        ) from error
+    except RuntimeError as error:
+        if runtime.world_size == 1 or not any(sign in str(error) for sign in LOST):
+            raise
+        raise TrainingError(
+            f"Another process of this run has died or cannot be reached ({str(error).splitlines()[0][:200]}): look for "
+            "the reason in its output; --resume then goes on from the last checkpoint."
         ) from error
 
 

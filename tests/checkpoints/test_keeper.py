@@ -122,7 +122,8 @@ def test_a_damaged_checkpoint_is_found_out_and_the_one_before_is_used(state, tmp
     damage(tmp_path / "checkpoints/step-8")
     found, (said,) = newest_whole(tmp_path)
     assert found.name == "step-4"
-    pytest.raises(CheckpointError, check_files, tmp_path / "checkpoints/step-8").match(words)
+    with pytest.raises(CheckpointError, match=words):
+        check_files(tmp_path / "checkpoints/step-8")
     assert "step-8" in said
 
 

@@ -23,10 +23,11 @@ ROOT = HERE.parent.parent
 KINDS = ("features", "sinkhorn", "ema", "pretrain")
 
 
-def launch(out, configuration, *arguments):
-    """Run two processes; results are judged by what they leave, for gloo may abort a finished process at exit."""
+def launch(out, configuration, *arguments, processes=2, extra=()):
+    """Run some processes; results are judged by what they leave, for gloo may abort a finished process at exit."""
     out.mkdir()
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+    command += ["--main_process_port", "0", *extra]
     command += ["--config_file", str(ROOT / "recipes/configs/accelerate" / configuration)]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     done = subprocess.run(
@@ -98,6 +99,20 @@ def test_a_checkpoint_of_two_processes_continues_on_one(alone, together):
                 torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-10)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_hybrid_sharding_is_two_copies_of_two_shards_and_equals_one_process(alone, tmp_path):
+    sizes = ("--parallelism_config_dp_replicate_size", "2", "--parallelism_config_dp_shard_size", "2")
+    out = launch(tmp_path / "out", "hsdp.yaml", "float64", "features", processes=4, extra=sizes)
+    facts, weights = results(out, "features")
+    expected_facts, expected = results(alone, "features")
+    assert facts["world_size"] == 4 and facts["sharded"] and 0.45 < facts["local_share"] < 0.6
+    assert facts["resumed_equal"]
+    for line, reference in zip(facts["lines"], expected_facts["lines"], strict=True):
+        for name in ("loss", "gradient_norm/backbone"):
+            assert line[name] == pytest.approx(reference[name], abs=1e-10), name
+    for name in expected:
+        torch.testing.assert_close(weights[name], expected[name], rtol=0, atol=1e-10, msg=name)
 
 
 def test_a_mishap_on_one_process_stops_both_before_the_update(tmp_path):

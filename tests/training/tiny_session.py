@@ -19,10 +19,18 @@ from dinov2_zoo.config import DistillConfig, to_dict
 from dinov2_zoo.training.run_folder import check_run_folder, claim_run_folder
 from dinov2_zoo.training.runtime import Runtime
 
-DEFAULTS = (
-    "--optim.warmup_steps=2 --optim.base_lr=0.1 --optim.freeze_last_layer_steps=0 --loader.batch_size=8 --log.every=1 "
-    "--runtime.threads=1 --runtime.precision=fp32 --runtime.cpu=true --checkpoint.every=3 --evaluation.labelled=null"
-).split()
+DEFAULTS = [
+    "--optim.warmup_steps=2",
+    "--optim.base_lr=0.1",
+    "--optim.freeze_last_layer_steps=0",
+    "--loader.batch_size=8",
+    "--log.every=1",
+    "--runtime.threads=1",
+    "--runtime.precision=fp32",
+    "--runtime.cpu=true",
+    "--checkpoint.every=3",
+    "--evaluation.labelled=null",
+]
 
 
 def main():
