@@ -102,12 +102,12 @@ def test_an_interrupted_pretraining_goes_on_bit_for_bit(recipes, teacher, monkey
     config = type(config)(**{**{n: getattr(config, n) for n in config.__dataclass_fields__}, **argv})
     whole = session.train
 
-    def until_two(runtime, state, batches, log, hooks):
+    def until_two(runtime, state, batches, log, hooks, **more):
         def stop(state, _):
             if state.step == 2:
                 raise InterruptedError
 
-        whole(runtime, state, batches, log, [*hooks, stop])
+        whole(runtime, state, batches, log, [*hooks, stop], **more)
 
     monkeypatch.setattr(session, "train", until_two)
     with pytest.raises(InterruptedError):

@@ -7,6 +7,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -113,12 +114,12 @@ def launch(monkeypatch):
 def test_an_interrupted_run_goes_on_bit_for_bit(launch, place, run, tmp_path, monkeypatch):
     whole = session.train
 
-    def interrupted(runtime, state, batches, log, hooks):
+    def interrupted(runtime, state, batches, log, hooks, **more):
         def stop(state, _):
             if state.step == 3:  # one step after its checkpoint
                 raise InterruptedError
 
-        whole(runtime, state, batches, log, [*hooks, stop])
+        whole(runtime, state, batches, log, [*hooks, stop], **more)
 
     monkeypatch.setattr(session, "train", interrupted)
     with pytest.raises(InterruptedError):
@@ -156,3 +157,38 @@ def test_a_damaged_image_is_listed_and_too_many_end_the_run(launch, place, tmp_p
     assert {Path(line["name"]).name for line in skipped} == {"damaged.png"}
     with pytest.raises(DataError, match=r"damaged\.png"):
         launch(options(place, tmp_path, "strict", *more))
+
+
+def test_five_percent_of_images_of_eight_troublesome_kinds(launch, place, tmp_path):
+    """Four kinds are merely unusual and are used; four are damaged, and stop the run or are listed, as configured."""
+    from dinov2_zoo.errors import DataError
+
+    images = tmp_path / "images"
+    images.mkdir()
+    photo = Image.fromarray(photos.astronaut())
+    for i in range(152):
+        photo.crop((i, i, i + 64, i + 64)).save(images / f"{i:03}.jpg")
+    small = photo.resize((64, 64))
+    small.convert("CMYK").save(images / "cmyk.jpg")
+    Image.fromarray(np.asarray(small.convert("L")).astype(np.uint16) * 257).save(images / "16-bit.png")
+    small.save(images / "animated.gif", save_all=True, append_images=[small.rotate(90)])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    small.save(images / "rotated.jpg", exif=exif)
+    whole = (images / "000.jpg").read_bytes()
+    (images / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (images / "empty.jpg").write_bytes(b"")
+    (images / "extension.jpg").write_text("<html>404</html>")
+    Image.new("1", (8, 8)).save(images / "bomb.bmp")
+    header = bytearray((images / "bomb.bmp").read_bytes())
+    header[18:26] = (60_000).to_bytes(4, "little") * 2
+    (images / "bomb.bmp").write_bytes(bytes(header))
+
+    more = (f"--data={images}", "--evaluation.heldout_count=0", "--start=random", "--optim.steps=10")
+    more += ("--loader.batch_size=16", "--evaluation.fit_images=16", "--checkpoint.every=0", "--loader.workers=1")
+    launch([*options(place, tmp_path, "lenient", *more), "--loader.max_bad_share=0.05"])
+    skipped = [json.loads(line) for line in (tmp_path / "lenient/skipped.jsonl").read_text().splitlines()]
+    damaged = {"truncated.jpg", "empty.jpg", "extension.jpg", "bomb.bmp"}
+    assert {Path(line["name"]).name for line in skipped} == damaged and all(line["reason"] for line in skipped)
+    with pytest.raises(DataError, match=r"loader\.max_bad_share"):
+        launch([*options(place, tmp_path, "strict", *more), "--loader.max_bad_share=0.01"])

@@ -1,4 +1,4 @@
-"""The checkpoints of one run: written aside, sealed and renamed while training goes on; found again, whole or not."""
+"""The checkpoints of one run: written aside, sealed and renamed, while training goes on."""
 
 import contextlib
 import shutil
@@ -14,7 +14,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from dinov2_zoo.checkpoints.manifest import MANIFEST, check_files, fingerprints, seal, sync_folder
+from dinov2_zoo.checkpoints.find import checkpoints, step_of
+from dinov2_zoo.checkpoints.manifest import fingerprints, seal, sync_folder
 from dinov2_zoo.checkpoints.resume import state_tensors
 from dinov2_zoo.config import CheckpointConfig
 from dinov2_zoo.errors import CheckpointError
@@ -161,50 +162,3 @@ def _in_words(problem: BaseException) -> str:
     while isinstance(problem, CheckpointException):
         problem = next(iter(problem.failures.values()))[0]
     return f"{type(problem).__name__}: {' '.join(str(problem).split())[:300]}"
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Finished checkpoints in `runs/x/checkpoints`, oldest first; they may have been damaged since."""
-    found = [f for f in folder.glob("step-*") if (f / MANIFEST).exists() and f.name.removeprefix("step-").isdigit()]
-    return sorted(found, key=step_of)
-
-
-def step_of(folder: Path) -> int:
-    """N of a folder step-N."""
-    return int(folder.name.removeprefix("step-"))
-
-
-def newest_whole(run_dir: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint of a run whose every byte is as it was written.
-
-    Returns:
-        Its folder, None where there is no whole one; and for each newer one what is wrong with it.
-    """
-    skipped: list[str] = []
-    for folder in reversed(checkpoints(run_dir / "checkpoints")):
-        try:
-            check_files(folder)
-        except CheckpointError as error:
-            skipped.append(str(error))
-        else:
-            return folder, skipped
-    return None, skipped
-
-
-def rewind(run_dir: Path, name: str) -> Path:
-    """The checkpoint "step-N" of a run, to go on from; later ones are set aside as "discarded-step-M".
-
-    Raises:
-        CheckpointError: There is no such checkpoint, or it is damaged.
-    """
-    folder = run_dir / "checkpoints" / name
-    have = checkpoints(folder.parent)
-    if folder not in have:
-        names = ", ".join(f.name for f in have) or "none"
-        raise CheckpointError(f"{run_dir} has no checkpoint {name} (there are: {names}): name one of these, or auto.")
-    check_files(folder)
-    for later in have[have.index(folder) + 1 :]:
-        aside = later.with_name(f"discarded-{later.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        later.rename(aside)
-    return folder

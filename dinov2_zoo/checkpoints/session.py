@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torch import nn
 
-from dinov2_zoo.checkpoints.keeper import Keeper, newest_whole, rewind
+from dinov2_zoo.checkpoints.find import newest_whole, rewind
+from dinov2_zoo.checkpoints.keeper import Keeper
 from dinov2_zoo.checkpoints.resume import load_checkpoint
 from dinov2_zoo.config import DistillConfig, PretrainConfig, to_dict
 from dinov2_zoo.data.batch import Batch

@@ -12,7 +12,7 @@ WIDTH, HEIGHT = 320, 150
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 28, 22
 
 # Counted, not learnt: told in words elsewhere.
-NO_CURVE = frozenset({"step", "skipped", "memory_gib", "data_wait"})
+NO_CURVE = frozenset({"step", "skipped", "memory_gib", "data_wait", "hours_left", "bad_steps"})
 # Drawn after the loss terms.
 HOUSEKEEPING = ("lr", "images_per_second")
 

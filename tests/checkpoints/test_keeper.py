@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from dinov2_zoo.checkpoints import keeper as keeping
-from dinov2_zoo.checkpoints.keeper import Keeper, newest_whole, rewind
+from dinov2_zoo.checkpoints.find import newest_whole, rewind
+from dinov2_zoo.checkpoints.keeper import Keeper
 from dinov2_zoo.checkpoints.manifest import check_files, read_manifest
 from dinov2_zoo.checkpoints.resume import load_checkpoint
 from dinov2_zoo.config import CheckpointConfig, RuntimeConfig

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dinov2_zoo.checkpoints.keeper import Keeper, newest_whole
+from dinov2_zoo.checkpoints.find import newest_whole
+from dinov2_zoo.checkpoints.keeper import Keeper
 from dinov2_zoo.checkpoints.resume import load_checkpoint
 from dinov2_zoo.config import CheckpointConfig, RuntimeConfig
 from dinov2_zoo.errors import CheckpointError

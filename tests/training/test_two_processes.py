@@ -12,7 +12,7 @@ import torch
 import two_process_run
 from safetensors.torch import load_file
 
-from dinov2_zoo.checkpoints.keeper import newest_whole
+from dinov2_zoo.checkpoints.find import newest_whole
 from dinov2_zoo.checkpoints.resume import load_checkpoint
 from dinov2_zoo.config import RuntimeConfig
 from dinov2_zoo.training.loop import train

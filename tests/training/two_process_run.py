@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
-from dinov2_zoo.checkpoints.keeper import Keeper, newest_whole
+from dinov2_zoo.checkpoints.find import newest_whole
+from dinov2_zoo.checkpoints.keeper import Keeper
 from dinov2_zoo.checkpoints.resume import load_checkpoint
 from dinov2_zoo.config import (
     CheckpointConfig,
