@@ -15,7 +15,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # A run folder is never overwritten: the demo clears its own.
 demo: $(VENV)/.demo-ready
 	rm -rf runs/demo
-	$(BIN)/accelerate launch --config_file recipes/configs/accelerate/single_gpu.yaml recipes/distill.py
+	$(BIN)/accelerate launch --quiet --config_file recipes/configs/accelerate/single_gpu.yaml recipes/distill.py
 
 CHAIN = $(BIN)/python recipes
 demo-chain: $(VENV)/.demo-ready

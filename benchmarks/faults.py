@@ -93,7 +93,7 @@ def kills(bench: Bench, whole: Path, count: int) -> bool:
         process = bench.start(runs, "--resume")
         while process.poll() is None and holder(runs / "x") is None:  # until it begins to train
             time.sleep(0.01)
-        time.sleep(instants.uniform(0, 1.5))
+        time.sleep(instants.uniform(0, 3))
         at = reached(runs)
         process.kill()
         process.communicate()

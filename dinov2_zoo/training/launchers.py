@@ -34,6 +34,8 @@ def adopt_srun(environment: MutableMapping[str, str] = os.environ) -> None:
     # "4(x2),3" is four tasks on each of two nodes and three on the next; nodes of one kind are the rule.
     environment["LOCAL_WORLD_SIZE"] = environment.get("SLURM_STEP_TASKS_PER_NODE", tasks).split("(")[0].split(",")[0]
     environment.setdefault("MASTER_ADDR", first_host(environment.get("SLURM_STEP_NODELIST", "localhost")))
+    # accelerate warns where this is unset; how many threads compute is settled by Runtime.
+    environment.setdefault("OMP_NUM_THREADS", environment.get("SLURM_CPUS_PER_TASK", "1"))
     # Any port that two jobs on one node do not share.
     environment.setdefault("MASTER_PORT", str(20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000))
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from dinov2_zoo.errors import Preempted
+
 # What asks a run to save itself and go. SLURM sends the signal of `#SBATCH --signal=USR1@120` some time before the end.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 
@@ -38,6 +40,9 @@ class StopRequest:
             self._before[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # On its way out after saving, a process must not be killed by a launcher that saw another one leave before it:
+        # srun would report the signal instead of the exit code.
+        leaving = kind is not None and issubclass(kind, Preempted)
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if leaving else handler)
