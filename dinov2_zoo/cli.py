@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 
 import jsonargparse
 
+from dinov2_zoo.commands import COMMANDS
 from dinov2_zoo.errors import ConfigError, Preempted, ZooError
 
 T = TypeVar("T")
@@ -131,19 +132,16 @@ def run(main: Callable[[], Any]) -> NoReturn:
 
 def main() -> None:
     """Entry point of the command `dinov2-zoo`: what is done with runs and models besides the recipes."""
-    from dinov2_zoo.reports.status import show
-
-    commands: dict[str, Callable[..., None]] = {"status": show}
 
     def call() -> None:
         parser = _Parser(prog="dinov2-zoo", description="Look after DINOv2 runs and models.", allow_abbrev=False)
         choices = parser.add_subcommands(metavar="COMMAND", title="commands", description="COMMAND --help tells more.")
-        for name, function in commands.items():
+        for name, function in COMMANDS.items():
             summary = (function.__doc__ or "").splitlines()[0]
             command = _Parser(description=summary, allow_abbrev=False)
             command.add_function_arguments(function, as_positional=True)
             choices.add_subcommand(name, command, help=summary)
         chosen = parser.parse_args()
-        commands[chosen.subcommand](**parser.instantiate(chosen)[chosen.subcommand])
+        COMMANDS[chosen.subcommand](**parser.instantiate(chosen)[chosen.subcommand])
 
     run(call)

@@ -21,6 +21,7 @@ ARROW = (
     "evaluation",
     "curation",
     "reports",
+    "commands",
     "cli",
 )
 
@@ -29,7 +30,8 @@ ONLY_IN = {
     "accelerate": {"training/runtime.py", "training/launchers.py"},
     "huggingface_hub": {"hub/load.py"},
     "xformers": {"models/attention.py"},
-    "transformers": set(),
+    "transformers": {"hub/verify.py"},
+    "onnxruntime": {"hub/verify.py"},
     "jsonargparse": {"cli.py"},
 }
 

@@ -21,7 +21,7 @@ def fingerprints(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of files, by name; several at a time."""
     paths = list(files)
     with ThreadPoolExecutor(4) as pool:
-        sums = list(pool.map(_sha256, paths))
+        sums = list(pool.map(sha256_of, paths))
     return {path.name: {"bytes": path.stat().st_size, "sha256": s} for path, s in zip(paths, sums, strict=True)}
 
 
@@ -87,7 +87,8 @@ def check_files(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 22):

@@ -79,6 +79,8 @@ def read_tensors(file: Path) -> tuple[State, ModelConfig | None]:
             parts = sorted(set(json.loads(file.read_text())["weight_map"].values()))
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{file} is no index of weights: get it again.") from error
+        if outside := [part for part in parts if Path(part).name != part]:
+            raise CheckpointError(f"{file} points outside its folder ({outside[0]}): do not use it.")
         return {n: t for part in parts for n, t in read_tensors(file.parent / part)[0].items()}, None
     if file.suffix == ".safetensors":
         return _read_safetensors(file)

@@ -1,8 +1,8 @@
 """What a training checkpoint holds, and how it gets back into a run.
 
 The tensors go through torch.distributed.checkpoint: each process writes and reads the shards it holds, so a run may be
-continued on another number of processes, sharded or not. (Its index is a pickle: resume only runs that you trust.
-Released weights are safetensors.) There is no random state to save: whatever is drawn follows from the seed and the
+continued on another number of processes, sharded or not. (Its index is a pickle, and is only read if it names nothing
+but what torch writes there.) There is no random state to save: whatever is drawn follows from the seed and the
 step or the image.
 """
 
@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from dinov2_zoo.checkpoints.manifest import read_manifest
+from dinov2_zoo.checkpoints.training_weights import check_index
 from dinov2_zoo.errors import CheckpointError
 from dinov2_zoo.training.state import TrainState
 
@@ -33,6 +34,7 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
         CheckpointError: The folder is no checkpoint, cannot be read, or holds other tensors than the state.
     """
     manifest = read_manifest(folder)
+    check_index(folder)
     recorded: dict[str, Any] = manifest["tensors"]
     targets = _model_tensors(state)
     expected = {name: list(t.shape) for name, t in targets.items()}

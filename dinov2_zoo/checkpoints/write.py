@@ -41,13 +41,14 @@ REPLACED = {
 TIMM_NAMES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
 
 
-def save_weights(folder: Path, config: ModelConfig, state: dict[str, Tensor]) -> None:
+def save_weights(folder: Path, config: ModelConfig, state: dict[str, Tensor], **about: str) -> None:
     """Write a backbone as described above, aside first, then renamed: a folder of this name is always whole.
 
     Args:
         folder: To be created, or to replace an earlier one of this kind.
         config: Shape.
         state: Tensors under our names.
+        about: Where the weights come from, for the files' headers.
 
     Raises:
         CheckpointError: The folder holds something else, or the tensors do not fit the shape.
@@ -57,9 +58,9 @@ def save_weights(folder: Path, config: ModelConfig, state: dict[str, Tensor]) ->
     shape = dataclasses.asdict(config)
 
     def write(to: Path) -> None:
-        save_file(state, to / "model.safetensors", metadata={"format": "pt", OURS: json.dumps(shape)})
+        save_file(state, to / "model.safetensors", metadata={**about, "format": "pt", OURS: json.dumps(shape)})
         theirs = {name: tensor.clone() for name, tensor in from_ours(state, "transformers-v4").items()}
-        save_file(theirs, to / TRANSFORMERS_FILE, metadata={"format": "pt"})
+        save_file(theirs, to / TRANSFORMERS_FILE, metadata={**about, "format": "pt"})
         # "_name_or_path" and friends are left out: what is not needed to load does not belong here.
         entries = {OURS: shape, **timm_config(config), **transformers_config(config, state["cls_token"].dtype)}
         (to / "config.json").write_text(json.dumps(entries, indent=2) + "\n")

@@ -31,13 +31,14 @@ OFFLINE = (
 )
 
 
-def fetch(source: str | Path, *, revision: str | None = None, heads: bool = False) -> Path:
+def fetch(source: str | Path, *, revision: str | None = None, heads: bool = False, everything: bool = False) -> Path:
     """The folder or file where a model's weights lie, fetched from the Hub if need be.
 
     Args:
         source: A folder, a file, or a Hub id such as "facebook/dinov2-base".
         revision: Branch, tag or commit on the Hub.
         heads: Fetch the file of heads too.
+        everything: Fetch every file of the repository.
 
     Raises:
         HubError: The Hub cannot be reached, or has no such model for you.
@@ -56,7 +57,8 @@ def fetch(source: str | Path, *, revision: str | None = None, heads: bool = Fals
     if name.endswith(WEIGHT_SUFFIXES) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "~")):
         raise CheckpointError(f"`{name}` does not exist: name a folder, a file of weights, or a Hub id (owner/name).")
     try:
-        folder = _download(name, revision, [*PATTERNS, "heads.safetensors"] if heads else PATTERNS)
+        patterns = ["*"] if everything else [*PATTERNS, "heads.safetensors"] if heads else PATTERNS
+        folder = _download(name, revision, patterns)
         if not any((folder / file).is_file() for file in FILES):
             folder = _download(name, revision, [*PATTERNS, *PICKLES])
     except GatedRepoError as error:

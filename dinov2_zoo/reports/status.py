@@ -6,8 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from dinov2_zoo.checkpoints.find import checkpoints
 from dinov2_zoo.errors import ConfigError
 from dinov2_zoo.reports.curves import read_metrics
@@ -69,16 +67,3 @@ def _state(run: Path, at_work: str | None, reached: int, steps: int) -> str:
 
 def _ago(path: Path) -> str:
     return f"{datetime.timedelta(seconds=max(0, round(time.time() - path.stat().st_mtime)))} ago"
-
-
-def show(run: Path) -> None:
-    """Say how a run is doing, from its folder: progress, time left, speed, loss, checkpoints.
-
-    Args:
-        run: A run folder, such as runs/demo.
-    """
-    rows = status(run)
-    width = max(map(len, rows))
-    console = Console(soft_wrap=True, highlight=False)
-    for label, words in rows.items():
-        console.print(f"{label:{width}}  {words}", markup=False)

@@ -1,0 +1,66 @@
+"""What the command `dinov2-zoo` does, one function per word; their docstrings are its help.
+
+Each imports what it needs when it is called, so that `dinov2-zoo --help` answers at once.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+
+def status(run: Path) -> None:
+    """Say how a run is doing, from its folder: progress, time left, speed, loss, checkpoints.
+
+    Args:
+        run: A run folder, such as runs/demo.
+    """
+    from dinov2_zoo.reports.status import status as rows_of
+
+    rows = rows_of(run)
+    width = max(map(len, rows))
+    console = Console(soft_wrap=True, highlight=False)
+    for label, words in rows.items():
+        console.print(f"{label:{width}}  {words}", markup=False)
+
+
+def verify(source: str, revision: str | None = None) -> None:
+    """Load a model here, in timm, in transformers (and onnxruntime) and compare; exit with 2 if anything differs.
+
+    Args:
+        source: A folder of a saved model, or a Hub id.
+        revision: Branch, tag or commit on the Hub.
+    """
+    from dinov2_zoo.evaluation.table import Table, terminal_table
+    from dinov2_zoo.hub.verify import require
+    from dinov2_zoo.hub.verify import verify as checks_of
+
+    checks = checks_of(source, revision=revision)
+    marks = {True: "ok", False: "WRONG", None: "-"}
+    table = Table(source, ("check", "", "found"), [(c.what, marks[c.passed], c.found) for c in checks])
+    Console(soft_wrap=True).print(terminal_table(table, left=(2,)))
+    require(checks, source)
+
+
+def convert(
+    source: Path,
+    target: Path,
+    to: Literal["zoo", "meta", "timm", "transformers"] = "zoo",
+    branch: Literal["ema", "student"] = "ema",
+) -> None:
+    """Write a backbone in another layout, prove that it computes the same, and say so in the file's header.
+
+    Args:
+        source: A folder or file in any layout, or a training checkpoint runs/x/checkpoints/step-N.
+        target: A folder to be created; for meta also a file, .safetensors or .pth.
+        to: zoo (the folder that three libraries load), meta, timm or transformers.
+        branch: Of a training checkpoint: the average, which is what is released, or the student.
+    """
+    from dinov2_zoo.checkpoints.convert import convert as write
+
+    difference = write(source, target, to, branch=branch)
+    Console(soft_wrap=True).print(f"{target} computes what {source} does; largest difference {difference:g}.")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"status": status, "verify": verify, "convert": convert}
