@@ -1,9 +1,10 @@
-"""What a few minutes of pretraining give, over several seeds, and what distilling that teacher by its heads gives.
+"""What a few minutes of pretraining give, over several seeds, and what distilling by prototypes gives.
 
-Run  python benchmarks/pretraining.py --data FOLDER --labelled FOLDER_PER_CLASS [--seeds 0 1 2]
-Each seed is `recipes/pretrain.py` with its demo's settings (about 5 minutes on 2 CPU cores). Then the first teacher is
-distilled in prototypes mode into a random student for as many steps, and its agreement with that teacher, on images
-kept out of training, is compared with that of the network pretrained from the second seed.
+Run  python benchmarks/pretraining.py --data FOLDER --labelled FOLDER_PER_CLASS [--seeds 0 1 2] [--teacher FOLDER]
+Each seed is `recipes/pretrain.py` with its demo's settings (about 5 minutes on 2 CPU cores). Then a teacher is
+distilled in prototypes mode into a random student for as many steps, and the student's agreement with it, on images
+kept out of training, is compared with that of an untrained network and of those pretrained alone. This is done with
+the first seed's teacher, and with --teacher, a backbone with heads that `recipes/fit_heads.py` has made.
 """
 
 import argparse
@@ -11,6 +12,8 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,6 +27,7 @@ from dinov2_zoo.evaluation.agreement import agreement
 from dinov2_zoo.evaluation.encoder import Tokens
 from dinov2_zoo.evaluation.heldout import load_images
 from dinov2_zoo.models.branch import Branch
+from dinov2_zoo.models.zoo import model_config
 from dinov2_zoo.objectives.closed_form import fit_maps
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -56,6 +60,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--labelled", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--teacher", type=Path)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--runs", type=Path, default=Path("runs/pretraining"))
     options = parser.parse_args()
@@ -73,15 +78,32 @@ def main() -> None:
     print(f"                             pretrained  {Spread.of(after)}")
     print(f"                             gain        {Spread.of([b - a for a, b in zip(before, after, strict=True)])}")
 
-    folders = [options.runs / f"seed-{seed}/teacher" for seed in options.seeds]
+    alone = {f"alone, seed {seed}": options.runs / f"seed-{seed}/teacher" for seed in options.seeds}
+    first = alone.pop(f"alone, seed {options.seeds[0]}")
+    compare("the first of these teachers", first, alone, common, options.data)
+    if options.teacher:
+        # Heads of the size that fit_heads.yaml gives.
+        heads = [f"--{kind}_head.{size}" for kind in ("dino", "ibot") for size in ("hidden=512", "bottleneck=128")]
+        heads += ["--objective.prototypes.teacher_temperature=0.05"]  # as they were fitted
+        everyone = {f"alone, seed {options.seeds[0]}": first} | alone
+        compare(str(options.teacher), options.teacher, everyone, (*common, *heads), options.data)
+
+
+def compare(title: str, teacher: Path, alone: Mapping[str, Path], common: Sequence[object], data: str) -> None:
+    """Distil a teacher, and print how its student and networks that never saw it agree with it."""
+    name = f"distilled-from-{teacher.parent.name}"
     link = ("--config", RECIPES / "configs/chain_distill.yaml", *common, "--evaluation.labelled=null")
-    recipe("distill.py", *link, "--teacher", folders[0], "--runtime.seed", options.seeds[0], "--name", "distilled",
-           "--evaluation.heldout_count", HELDOUT)  # fmt: skip
-    teacher = Dinov2Model.from_pretrained(folders[0])
-    students = {"distilled": options.runs / "distilled/student", "from scratch": folders[1]}
-    for name, folder in students.items():
-        figures = agreement_with(teacher, Dinov2Model.from_pretrained(folder), options.data)
-        print(f"{name:14}" + "  ".join(f"{k} {v:.3f}" for k, v in figures.items()))
+    recipe("distill.py", *link, "--teacher", teacher, "--name", name, "--evaluation.heldout_count", HELDOUT)
+    model = Dinov2Model.from_pretrained(teacher)
+    runs = Path(str(common[common.index("--runs") + 1]))
+    torch.manual_seed(0)
+    untrained = Dinov2Model(replace(model_config("vitti14_reg4"), img_size=SIZE)).eval()
+    students = {"untrained": untrained, "distilled": Dinov2Model.from_pretrained(runs / name / "student")}
+    students |= {label: Dinov2Model.from_pretrained(folder) for label, folder in alone.items()}
+    print(f"agreement with {title}")
+    for label, student in students.items():
+        figures = agreement_with(model, student, data)
+        print(f"  {label:16}" + "  ".join(f"{k} {v:.3f}" for k, v in figures.items()))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ ARROW = (
 # The one place where each outside world is spoken to.
 ONLY_IN = {
     "accelerate": {"training/runtime.py", "training/launchers.py"},
-    "huggingface_hub": {"hub/load.py"},
+    "huggingface_hub": {"hub/load.py", "hub/card.py"},
     "xformers": {"models/attention.py"},
     "transformers": {"hub/verify.py"},
     "onnxruntime": {"hub/verify.py"},

@@ -1,0 +1,171 @@
+"""A model's card, rendered from its record: what was measured is said, what was not is called "not measured"."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from dinov2_zoo.config import DistillConfig, ModelConfig, to_dict
+from dinov2_zoo.errors import ConfigError
+from dinov2_zoo.hub.registry import REGISTRY
+from dinov2_zoo.models.vision_transformer import VisionTransformer
+from dinov2_zoo.models.zoo import model_config
+
+Record = dict[str, Any]
+"""All that a card says, as plain JSON; the fields are those of `empty_record`."""
+
+NOT_MEASURED = "not measured"
+
+# Measurements of a run, by name in measured.json: task, data set, metric.
+_MEASURED = {
+    "knn": ("k-NN, k = 20", "labelled", "accuracy"),
+    "patch_cosine": ("agreement with the teacher, patch tokens", "heldout", "cosine"),
+    "patch_cosine_centred": ("agreement with the teacher, patch tokens", "heldout", "cosine, mean removed"),
+    "class_cosine_centred": ("agreement with the teacher, class token", "heldout", "cosine, mean removed"),
+}
+
+
+def empty_record(name: str) -> Record:
+    """The record of an architecture of which nothing has been trained or measured here.
+
+    Args:
+        name: One of `list_models()`.
+    """
+    config = model_config(name)
+    published = REGISTRY.get(name)
+    paper = [("k-NN", published.knn), ("linear probe", published.linear)] if published else []
+    results = [
+        {"task": task, "data": "ImageNet-1k", "metric": "top-1, %", "value": None, "published": value}
+        for task, value in paper
+    ]
+    return {
+        "name": name,
+        "architecture": to_dict(config),
+        "parameters": parameters(config),
+        "teacher": None,
+        "data": None,
+        "recipe": None,
+        "compute": None,
+        "results": results,
+        "speed": [],
+        "limits": ["No weights of this model have been trained here."],
+        "licence": "apache-2.0",
+        "provenance": None,
+    }
+
+
+def record_of_run(run: Path) -> Record:
+    """The record of a finished distillation run.
+
+    Raises:
+        ConfigError: The folder holds no finished distillation.
+    """
+    files = {name: run / name for name in ("config.json", "measured.json", "metrics.jsonl", "student/config.json")}
+    missing = [name for name, path in files.items() if not path.is_file()]
+    if missing:
+        raise ConfigError(f"{run} is no finished distillation (it lacks {', '.join(missing)}): name one that is.")
+    said = json.loads(files["config.json"].read_text())
+    config: dict[str, Any] = said["config"]
+    shape = json.loads(files["student/config.json"].read_text()).get("dinov2_zoo")
+    if shape is None:
+        raise ConfigError(f"{run}/student is a timm network: cards are for this package's models.")
+    trained: dict[str, float] = json.loads(files["measured.json"].read_text())["trained"]
+    evaluation = config["evaluation"]
+    sets = {
+        "labelled": evaluation["labelled"],
+        "heldout": f"{evaluation['heldout'] or 'held out of ' + config['data']}",
+    }
+    results = [
+        {"task": task, "data": sets[data], "metric": metric, "value": round(trained[name], 4), "published": None}
+        for name, (task, data, metric) in _MEASURED.items()
+        if name in trained
+    ]
+    lines = [json.loads(line) for line in files["metrics.jsonl"].read_text().splitlines()]
+    return {
+        **empty_record(config["student"]),
+        "architecture": shape,
+        "parameters": parameters(ModelConfig(**shape)),
+        "teacher": config["teacher"],
+        "data": config["data"],
+        "recipe": {"script": "recipes/distill.py", "config": config},
+        "compute": {"hardware": said["provenance"]["machine"], "hours": round(training_hours(lines, config), 4)},
+        "results": results,
+        "limits": [],
+        "provenance": said["provenance"],
+    }
+
+
+def training_hours(lines: list[dict[str, Any]], config: Mapping[str, Any]) -> float:
+    """Hours in training steps, from the speed that each line of metrics.jsonl tells."""
+    hours, before = 0.0, 0
+    for line in (line for line in lines if "images_per_second" in line):
+        hours += (line["step"] - before) * config["loader"]["batch_size"] / line["images_per_second"] / 3600
+        before = line["step"]
+    return hours
+
+
+def parameters(config: ModelConfig) -> int:
+    """Number of parameters of a backbone."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in VisionTransformer(config).parameters())
+
+
+def render(record: Record) -> str:
+    """The card of a record, Markdown with the Hub's YAML header."""
+    measured = [result for result in record["results"] if result["value"] is not None]
+    name = record["name"]
+    results = [
+        EvalResult(
+            task_type="image-feature-extraction",
+            task_name=result["task"],
+            # The Hub files results by these two: one entry for each task on each data set.
+            dataset_type=result["data"],
+            dataset_config=result["task"],
+            dataset_name=result["data"],
+            metric_type=result["metric"],
+            metric_value=result["value"],
+        )
+        for result in measured
+    ]
+    header = ModelCardData(
+        license=record["licence"],
+        library_name="dinov2-zoo",
+        pipeline_tag="image-feature-extraction",
+        tags=["dinov2", "distillation", "timm", "transformers"],
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+    environment = Environment(
+        loader=PackageLoader("dinov2_zoo.hub"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    template = environment.get_template("card.md.jinja")
+    return template.render(header=header.to_yaml().strip(), nothing=NOT_MEASURED, command=_command(record), **record)
+
+
+def _command(record: Record) -> str | None:
+    """The command line that made a model: its recipe with the settings that differ from the defaults."""
+    if record["recipe"] is None:
+        return None
+    changed = _changed(record["recipe"]["config"], to_dict(DistillConfig()))
+    words = [w for n, v in changed if v is not None for w in (f"--{n}", v if isinstance(v, str) else json.dumps(v))]
+    return shlex.join(["python", record["recipe"]["script"], *words])
+
+
+def _changed(settings: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in settings.items():
+        default = defaults.get(key)
+        if isinstance(value, dict) and isinstance(default, dict):
+            found += _changed(value, default, f"{prefix}{key}.")
+        elif value != json.loads(json.dumps(default)):
+            found.append((prefix + key, value))
+    return found
