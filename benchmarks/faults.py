@@ -44,8 +44,8 @@ SETTINGS = [
 class Bench:
     """One place with images and a teacher, and runs of the same settings in it."""
 
-    def __init__(self, place: Path, steps: int) -> None:
-        self.place, self.steps = place, steps
+    def __init__(self, place: Path, steps: int, background: bool) -> None:
+        self.place, self.steps, self.background = place, steps, background
         (place / "images").mkdir()
         photo = Image.fromarray(photos.astronaut())
         for i in range(24):
@@ -57,6 +57,7 @@ class Bench:
     def start(self, runs: Path, *more: str) -> subprocess.Popen[str]:
         """Begin or resume a run in a process of its own."""
         settings = [*SETTINGS, f"--optim.steps={self.steps}", f"--data={self.place}/images"]
+        settings += [f"--checkpoint.background={str(self.background).lower()}"]
         command = [sys.executable, str(RECIPE), *settings, f"--teacher={self.place}/teacher", f"--runs={runs}", *more]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -170,11 +171,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--foreground", action="store_true", help="training waits for each checkpoint")
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["PYTHONPATH"] = str(RECIPE.parent.parent)
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), options.steps)
+        bench = Bench(Path(folder), options.steps, background=not options.foreground)
         whole = bench.place / "whole"
         code, words = bench.run(whole)
         if code:

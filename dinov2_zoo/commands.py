@@ -77,4 +77,33 @@ def models() -> None:
     Console(soft_wrap=True).print(terminal_table(Table("Published models", columns, rows, note), left=(1, 3, 6)))
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"status": status, "verify": verify, "convert": convert, "models": models}
+def publish(
+    source: Path, repository: str, upload: bool = False, private: bool = False, revision: str | None = None
+) -> None:
+    """Verify a model and put it on the Hub with its card; without --upload true, only show what would go up.
+
+    Args:
+        source: A finished distillation's run folder, or the folder of a saved model.
+        repository: Hub id, owner/name; the owner may be an organisation. The token is that of `hf auth login`.
+        upload: Do it.
+        private: Make a new repository private.
+        revision: Branch to commit to; default: main.
+    """
+    from dinov2_zoo.hub.publish import publish as put
+
+    done = put(source, repository, really=upload, private=private, revision=revision)
+    console = Console(soft_wrap=True, highlight=False)
+    for name, size in done.files.items():
+        console.print(f"{size:>14,}  {name}", markup=False)
+    passed = sum(check.passed is True for check in done.checks)
+    console.print(f"{passed} checks passed, {sum(done.files.values()):,} bytes in {len(done.files)} files.")
+    console.print(f"Published at {done.address}" if done.address else "Nothing was uploaded: add --upload true.")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "models": models,
+    "status": status,
+    "verify": verify,
+    "convert": convert,
+    "publish": publish,
+}

@@ -123,13 +123,14 @@ class Keeper:
             dist.all_gather_object(outcomes, (result, error), group=self._group)
         errors = [f"process {rank}: {words}" for rank, (_, words) in enumerate(outcomes) if words]
         if errors:
+            free = shutil.disk_usage(self.folder.parent).free
             with contextlib.suppress(OSError):  # make room at once: the disk may be full
                 shutil.rmtree(self.folder / f".step-{step}.part", ignore_errors=True)
             last = next(iter(reversed(checkpoints(self.folder))), None)
             rest = f"{last} is whole, and --resume goes on from it" if last else "there is no earlier checkpoint"
             raise CheckpointError(
                 f"The checkpoint of step {step} could not be written ({'; '.join(errors)}); {rest}: "
-                "see that the disk has room and the folder is writable."
+                f"see that the disk has room ({free / 2**20:,.1f} MiB were free) and the folder is writable."
             )
         return [outcome for outcome, _ in outcomes]
 

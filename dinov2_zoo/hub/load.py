@@ -81,8 +81,20 @@ def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
     return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
 
 
-def publish(folder: Path, name: str, *, private: bool = False, token: str | None = None) -> str:
-    """Upload a folder as a model; returns its address.
+def upload(
+    folder: Path, name: str, *, private: bool = False, revision: str | None = None, token: str | None = None
+) -> str:
+    """Upload a folder as a model, in one commit; what the Hub holds already of large files is not sent again.
+
+    Args:
+        folder: All its files go up.
+        name: Hub id, owner/name.
+        private: Make a new repository private.
+        revision: Branch, made if need be; default: main.
+        token: Default: from HF_TOKEN or `hf auth login`.
+
+    Returns:
+        The model's address.
 
     Raises:
         HubError: The Hub cannot be reached, or refuses.
@@ -90,9 +102,14 @@ def publish(folder: Path, name: str, *, private: bool = False, token: str | None
     try:
         api = HfApi(token=token)
         api.create_repo(name, private=private, exist_ok=True)
-        api.upload_folder(folder_path=folder, repo_id=name, commit_message="Upload a model of dinov2-zoo")
+        if revision is not None:
+            api.create_branch(name, branch=revision, exist_ok=True)
+        api.upload_folder(
+            folder_path=folder, repo_id=name, revision=revision, commit_message="Upload a model of dinov2-zoo"
+        )
     except (HFValidationError, HfHubHTTPError, HTTPError, OfflineModeIsEnabled, OSError) as error:
+        words = " ".join(str(error).split())
         raise HubError(
-            f"{name} cannot be uploaded ({error}): check the id, and log in with `hf auth login`."
+            f"{name} cannot be uploaded ({words}): check the id, and log in with `hf auth login`."
         ) from error
-    return f"https://huggingface.co/{name}"
+    return f"{api.endpoint}/{name}" + (f"/tree/{revision}" if revision else "")

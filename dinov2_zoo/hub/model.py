@@ -17,7 +17,7 @@ from dinov2_zoo.config import ModelConfig, nearest_multiples
 from dinov2_zoo.data.decode import decode
 from dinov2_zoo.data.preprocess import eval_image
 from dinov2_zoo.errors import ConfigError, DataError
-from dinov2_zoo.hub.load import fetch, publish
+from dinov2_zoo.hub.load import fetch, upload
 from dinov2_zoo.models.position import resample_positions
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 
@@ -98,7 +98,7 @@ class Dinov2Model(VisionTransformer):
         """
         with tempfile.TemporaryDirectory() as scratch:
             self.save_pretrained(Path(scratch) / "model")
-            return publish(Path(scratch) / "model", name, private=private, token=token)
+            return upload(Path(scratch) / "model", name, private=private, token=token)
 
     def preprocess(self, images: Photo | Sequence[Photo], *, size: int = 224) -> Float[Tensor, "B 3 S S"]:
         """Photos as the model expects them: short side to size * 256/224, centre crop, ImageNet statistics.

@@ -1,5 +1,6 @@
-"""A Hub of one thread on this machine: enough of its protocol for the real client to list and fetch one model."""
+"""A Hub of one thread on this machine: enough of its protocol for the real client to list, fetch and commit models."""
 
+import base64
 import hashlib
 import json
 import threading
@@ -10,9 +11,14 @@ COMMIT = "0" * 40
 
 
 @contextmanager
-def serve(models=None, refuse=None):
-    """Serve folders by id, or answer everything with (status, X-Error-Code); yields (address, paths asked for)."""
+def serve(models=None, refuse=None, store=None, trouble=None):
+    """Serve folders by id, or answer everything with (status, X-Error-Code); yields (address, paths asked for).
+
+    `store` is a folder that commits are written to, as store/owner/name/branch. `trouble` is called with each request's
+    method, path and whole answer, and may give another answer: (status, bytes of which only a part may come).
+    """
     asked = []
+    objects = {}
 
     class Hub(BaseHTTPRequestHandler):
         def do_HEAD(self):
@@ -20,6 +26,60 @@ def serve(models=None, refuse=None):
 
         def do_GET(self):
             self.answer()
+
+        def do_PUT(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            assert hashlib.sha256(body).hexdigest() == self.path.rsplit("/", 1)[1]
+            asked.append(self.path)
+            if trouble and (other := trouble("PUT", self.path, b"")):
+                return self.reply(other[0])
+            objects[self.path.rsplit("/", 1)[1]] = body
+            return self.reply(200)
+
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            asked.append(self.path)
+            here = f"http://{self.headers['Host']}"
+            if refuse:
+                return self.reply(refuse[0], headers={"X-Error-Code": refuse[1]})
+            if trouble and (other := trouble("POST", self.path, body)):
+                return self.reply(other[0])
+            if self.path == "/api/repos/create":
+                made = json.loads(body)
+                name = "/".join(filter(None, (made.get("organization"), made["name"])))
+                (store / name).mkdir(parents=True, exist_ok=True)
+                (store / name / "created.json").write_text(json.dumps(made))
+                return self.reply(200, json.dumps({"url": f"{here}/{name}", "name": name}).encode())
+            if "/preupload/" in self.path:
+                files = [
+                    {"path": f["path"], "uploadMode": "lfs" if f["path"].endswith(".safetensors") else "regular",
+                     "shouldIgnore": False, "oid": None} for f in json.loads(body)["files"]
+                ]  # fmt: skip
+                return self.reply(200, json.dumps({"files": files}).encode())
+            if self.path.endswith("/info/lfs/objects/batch"):
+                given = []
+                for wanted in json.loads(body)["objects"]:
+                    entry = {"oid": wanted["oid"], "size": wanted["size"]}
+                    if wanted["oid"] not in objects:
+                        entry["actions"] = {"upload": {"href": f"{here}/lfs/{wanted['oid']}"}}
+                    given.append(entry)
+                return self.reply(200, json.dumps({"transfer": "basic", "objects": given}).encode())
+            if "/commit/" in self.path:
+                name, branch = self.path.removeprefix("/api/models/").split("/commit/")
+                lines = [json.loads(line) for line in body.splitlines()]
+                folder = store / name / branch
+                folder.mkdir(parents=True, exist_ok=True)
+                for line in lines[1:]:
+                    value = line["value"]
+                    data = base64.b64decode(value["content"]) if line["key"] == "file" else objects[value["oid"]]
+                    (folder / value["path"]).write_bytes(data)
+                done = {"commitOid": COMMIT, "commitUrl": f"{here}/{name}/commit/{COMMIT}", "success": True}
+                return self.reply(200, json.dumps(done).encode())
+            if self.path == "/api/validate-yaml":
+                return self.reply(200, b'{"errors": [], "warnings": []}')
+            if "/branch/" in self.path:
+                return self.reply(200, b"{}")
+            return self.reply(404)
 
         def answer(self):
             asked.append(self.path)
@@ -51,7 +111,7 @@ def serve(models=None, refuse=None):
             for header, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
                 self.send_header(header, value)
             self.end_headers()
-            if self.command == "GET":
+            if self.command != "HEAD":
                 self.wfile.write(body)
 
         def log_message(self, *_):

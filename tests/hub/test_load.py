@@ -13,7 +13,7 @@ from dinov2_zoo.checkpoints.read import load_weights
 from dinov2_zoo.checkpoints.write import save_weights
 from dinov2_zoo.config import ModelConfig
 from dinov2_zoo.errors import CheckpointError, HubError
-from dinov2_zoo.hub.load import fetch, publish
+from dinov2_zoo.hub.load import fetch, upload
 from dinov2_zoo.hub.model import Dinov2Model
 from dinov2_zoo.hub.registry import REGISTRY
 from dinov2_zoo.models.vision_transformer import VisionTransformer
@@ -162,7 +162,7 @@ def test_an_upload_that_fails_says_what_to_do(hub, folder):
     with serve(refuse=(401, "")) as (address, _):
         hub(address)
         with pytest.raises(HubError, match="hf auth login"):
-            publish(folder, NAME, token="hf_wrong")
+            upload(folder, NAME, token="hf_wrong")
     hub("http://127.0.0.1:9")
     with pytest.raises(HubError, match="cannot be uploaded"):
-        publish(folder, NAME)
+        upload(folder, NAME)
