@@ -41,6 +41,7 @@ class Keeper:
             self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._job: Future[None] | None = None
+        self._step = -1  # of the last state given to save
         # torch's remark that one process saves on its own, which is what we asked for. (For good: catching warnings in
         # the thread would meddle with those of the training.)
         warnings.filterwarnings("ignore", message=".*single process.*")
@@ -53,12 +54,16 @@ class Keeper:
     def save(self, state: TrainState) -> None:
         """Save student, average, buffers, optimizer and step; the frozen teacher is not part of a checkpoint.
 
-        Returns once the state is copied, or, where `config.background` is off, once it is on the disk.
+        Returns once the state is copied, or, where `config.background` is off, once it is on the disk. A step that this
+        Keeper has saved already is not saved again.
 
         Raises:
             CheckpointError: This checkpoint or the one before could not be written.
         """
         self.wait()
+        if state.step == self._step:
+            return
+        self._step = state.step
         tensors = state_tensors(state)
         if self.config.background:
             tensors = BlockingAsyncStager().stage(tensors)

@@ -66,6 +66,16 @@ def test_saving_the_same_step_again_replaces_it(state, tmp_path):
     assert (state.student.projector.bias == 5.0).all()
 
 
+def test_a_step_is_saved_once_when_a_stop_falls_on_its_checkpoint(state, tmp_path):
+    with Keeper(tmp_path, CheckpointConfig()) as keeper:
+        state.step = 3
+        keeper.save(state)
+        keeper.wait()
+        written = (tmp_path / "checkpoints/step-3/manifest.json").stat().st_mtime_ns
+        keeper.save(state)
+    assert (tmp_path / "checkpoints/step-3/manifest.json").stat().st_mtime_ns == written
+
+
 @pytest.mark.parametrize("background", [True, False])
 def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(
     state, tmp_path, background, monkeypatch
