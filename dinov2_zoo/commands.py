@@ -100,10 +100,29 @@ def publish(
     console.print(f"Published at {done.address}" if done.address else "Nothing was uploaded: add --upload true.")
 
 
+def export(source: str, target: Path, size: int = 224, precision: Literal["fp32", "fp16", "int8"] = "fp32") -> None:
+    """Export a model to one file for images of one size, run it beside the model, and say how far it is off.
+
+    Args:
+        source: A short name, Hub id, folder or file of weights.
+        target: A new file, .onnx or .pt2 (torch.export).
+        size: Image side, pixels.
+        precision: Of the weights; int8 is onnxruntime's dynamic quantisation.
+    """
+    from dinov2_zoo.hub.export import export as write
+
+    found = write(source, target, size=size, precision=precision)
+    Console(soft_wrap=True, highlight=False).print(
+        f"{target}, {found.size / 2**20:.1f} MiB: largest difference {found.largest_difference:.1e}, "
+        f"least cosine of a token {found.least_cosine:.6f}"
+    )
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "models": models,
     "status": status,
     "verify": verify,
     "convert": convert,
+    "export": export,
     "publish": publish,
 }

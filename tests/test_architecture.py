@@ -31,7 +31,7 @@ ONLY_IN = {
     "huggingface_hub": {"hub/load.py", "hub/card.py"},
     "xformers": {"models/attention.py"},
     "transformers": {"hub/verify.py"},
-    "onnxruntime": {"hub/verify.py"},
+    "onnxruntime": {"hub/verify.py", "hub/export.py"},
     "jsonargparse": {"cli.py"},
 }
 

@@ -101,14 +101,14 @@ class VisionTransformer(nn.Module):
         first = [cls_token, self.reg_token] if self.num_registers else [cls_token]
         # Registers have no position. Under autocast patches come in bf16, but positions are fp32: so are their sum and
         # the residual stream that begins here.
-        return torch.cat([*(t.expand(len(images), -1, -1) for t in first), patches], dim=1)
+        return torch.cat([*(t.expand(images.shape[0], -1, -1) for t in first), patches], dim=1)
 
     # ---------------------------------------------------------------- features out
 
     def packing(self, groups: Sequence[Images]) -> Packing:
         """How the tokens of some groups of images lie in one row."""
         first, cell = 1 + self.num_registers, self.patch_size
-        return Packing(tuple((len(g), first + (g.shape[-2] // cell) * (g.shape[-1] // cell)) for g in groups))
+        return Packing(tuple((g.shape[0], first + (g.shape[-2] // cell) * (g.shape[-1] // cell)) for g in groups))
 
     @overload
     def forward_features(self, x: Tensor, masks: Tensor | None = None) -> dict[str, Any]: ...
