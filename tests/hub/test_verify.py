@@ -1,6 +1,7 @@
 """A model folder is checked by loading it in three libraries; whatever was tampered with is found."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dinov2_zoo.checkpoints.convert import convert
 from dinov2_zoo.checkpoints.manifest import sha256_of
 from dinov2_zoo.config import ModelConfig
 from dinov2_zoo.errors import ZooError
@@ -40,8 +42,14 @@ def test_a_saved_model_passes_in_every_library(tmp_path, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vitb14", "vitb14_reg4", "vitl14", "vitl14_reg4", "vitg14_reg4"])
-def test_every_size_passes(tmp_path, name):
-    assert not failures(verify(str(saved(tmp_path / "m", MODELS[name])), sizes=[(98, 98), (126, 84)]))
+def test_every_size_passes_in_every_layout(tmp_path, name):
+    folder = saved(tmp_path / "m", MODELS[name])
+    assert not failures(verify(str(folder), sizes=[(98, 98), (126, 84)]))
+    for to in ("meta", "timm", "transformers"):
+        convert(folder, tmp_path / to, to)
+        checks = verify(str(tmp_path / to), sizes=[(98, 98), (126, 84)])
+        assert not failures(checks) and (to == "meta" or found(checks)[f"{to}, 126 x 84"].passed in (True, None))
+        shutil.rmtree(tmp_path / to)
 
 
 def test_checksums_are_read_when_they_are_there(tmp_path):
