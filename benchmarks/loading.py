@@ -1,4 +1,4 @@
-"""Loading a model from a folder: `Dinov2Model.from_pretrained` against timm and transformers, in turns, one process each.
+"""Loading a saved model: `Dinov2Model.from_pretrained` against timm and transformers, in turns, one process each.
 
 Run  python benchmarks/loading.py [--sizes s b l] [--rounds 3]      (g needs 10 GiB of disk and of memory)
 The folder is what `save_pretrained` writes, with random weights, and lies in the page cache. Time is from the call to a
