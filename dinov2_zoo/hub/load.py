@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
@@ -26,6 +27,10 @@ WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 # transformers_model.safetensors and heads are not needed to load a backbone: they are not fetched.
 PATTERNS = ["config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json"]
 PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+
+PAUSES = (0.5, 1.0, 2.0, 4.0)
+"""Seconds before each further try, when the Hub stumbles or the line is cut; huggingface_hub itself tries once."""
+CUT_OFF = ("RemoteProtocolError", "ReadError", "ReadTimeout", "ChunkedEncodingError")
 
 OFFLINE = (
     "Offline, set HF_HUB_OFFLINE=1 to use what was fetched before, or name a folder or file of weights on this machine."
@@ -78,7 +83,17 @@ def fetch(source: str | Path, *, revision: str | None = None, heads: bool = Fals
 
 
 def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
-    return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    """Fetch some files; what came of a file before the line was cut is not fetched again."""
+    for pause in (*PAUSES, None):
+        try:
+            return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        except (HfHubHTTPError, HTTPError) as error:
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            passing = (status is not None and status >= 500) or type(error).__name__ in CUT_OFF
+            if pause is None or not passing:
+                raise
+            time.sleep(pause)
+    raise AssertionError("the last try returns or raises")
 
 
 def upload(

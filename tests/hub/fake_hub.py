@@ -102,8 +102,26 @@ def serve(models=None, refuse=None, store=None, trouble=None):
                     return self.reply(200, json.dumps(files).encode())
                 file = folder / self.path.rsplit("/", 1)[1]
                 if self.path.startswith(f"/{name}/resolve/") and file.is_file():
-                    etag = f'"{hashlib.sha1(file.read_bytes()).hexdigest()}"'
-                    return self.reply(200, file.read_bytes(), {"ETag": etag, "X-Repo-Commit": COMMIT})
+                    whole = file.read_bytes()
+                    headers = {"ETag": f'"{hashlib.sha1(whole).hexdigest()}"', "X-Repo-Commit": COMMIT}
+                    headers["Accept-Ranges"] = "bytes"
+                    asked_from = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+                    status, body = (206, whole[asked_from:]) if asked_from else (200, whole)
+                    if asked_from:
+                        headers["Content-Range"] = f"bytes {asked_from}-{len(whole) - 1}/{len(whole)}"
+                    if trouble and (other := trouble(self.command, self.path, body)):
+                        status, part = other
+                        if status >= 400:
+                            return self.reply(status)
+                        self.send_response(status)  # promises all, sends a part, hangs up
+                        for header, value in {**headers, "Content-Length": str(len(body))}.items():
+                            self.send_header(header, value)
+                        self.end_headers()
+                        self.wfile.write(part)
+                        self.wfile.flush()
+                        self.close_connection = True
+                        return None
+                    return self.reply(status, body, headers)
             return self.reply(404, headers={"X-Error-Code": "RepoNotFound"})
 
         def reply(self, status, body=b"", headers=None):

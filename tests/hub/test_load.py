@@ -43,6 +43,7 @@ def hub(monkeypatch, tmp_path):
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+        monkeypatch.setattr("dinov2_zoo.hub.load.PAUSES", (0.0, 0.0))
 
     return point
 
@@ -166,3 +167,54 @@ def test_an_upload_that_fails_says_what_to_do(hub, folder):
     hub("http://127.0.0.1:9")
     with pytest.raises(HubError, match="cannot be uploaded"):
         upload(folder, NAME)
+
+
+def test_a_download_that_is_cut_off_goes_on_where_it_was(hub, tmp_path):
+    folder, sent = tmp_path / "larger", []  # than the ten megabytes that the client writes at once
+    config = MODELS["vitti14"]
+    save_weights(folder, config, VisionTransformer(config).state_dict())
+
+    def trouble(method, path, body):
+        if method != "GET" or not path.endswith("/model.safetensors"):
+            return None
+        sent.append(len(body))
+        return (206 if len(sent) > 1 else 200, body[: len(body) // 2]) if len(sent) <= 2 else None
+
+    with serve({NAME: folder}, trouble=trouble) as (address, _):
+        hub(address)
+        fetched = fetch(NAME)
+    assert (fetched / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert len(sent) == 3 and sent[0] > sent[1] >= sent[2]
+
+
+def test_a_download_that_never_ends_leaves_no_half_file(hub, folder, tmp_path):
+    def trouble(method, path, body):
+        return (200, body[:1000]) if method == "GET" and path.endswith("/model.safetensors") else None
+
+    with serve({NAME: folder}, trouble=trouble) as (address, _):
+        hub(address)
+        with pytest.raises(HubError, match="cannot be fetched"):
+            fetch(NAME)
+    left = [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.stat().st_size == 1000]
+    assert all(path.name.endswith(".incomplete") for path in left)
+    with pytest.raises(HubError):
+        fetch(NAME)  # nor is it taken for a model afterwards
+    with serve({NAME: folder}) as (address, _):
+        hub(address)
+        Dinov2Model.from_pretrained(NAME)
+
+
+def test_a_hub_that_stumbles_is_asked_again(hub, folder):
+    failed = []
+
+    def trouble(method, path, _):
+        if method == "GET" and path.endswith("/model.safetensors") and len(failed) < 2:
+            failed.append(path)
+            return 503, b""
+        return None
+
+    with serve({NAME: folder}, trouble=trouble) as (address, _):
+        hub(address)
+        fetched = fetch(NAME)
+    assert len(failed) == 2
+    assert (fetched / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
