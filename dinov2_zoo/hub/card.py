@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dinov2_zoo.config import DistillConfig, ModelConfig, to_dict
@@ -149,6 +149,22 @@ def render(record: Record) -> str:
     )
     template = environment.get_template("card.md.jinja")
     return template.render(header=header.to_yaml().strip(), nothing=NOT_MEASURED, command=_command(record), **record)
+
+
+def leaderboard(record: Record) -> list[dict[str, Any]]:
+    """Results on data sets of the Hub in its newer form, the entries of a file in `.eval_results/`."""
+    entries = [
+        EvalResultEntry(
+            # "hf:owner/name:config@split" is how a source is named here.
+            dataset_id=result["data"].removeprefix("hf:").split("@")[0].split(":")[0],
+            task_id=result["task"],
+            value=result["value"],
+            notes=result["metric"],
+        )
+        for result in record["results"]
+        if result["value"] is not None and str(result["data"]).startswith("hf:")
+    ]
+    return eval_result_entries_to_yaml(entries)
 
 
 def _command(record: Record) -> str | None:

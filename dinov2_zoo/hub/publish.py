@@ -6,9 +6,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from dinov2_zoo.checkpoints.manifest import sha256_of
 from dinov2_zoo.errors import ConfigError
-from dinov2_zoo.hub.card import record_of_run, render
+from dinov2_zoo.hub.card import leaderboard, record_of_run, render
 from dinov2_zoo.hub.load import upload
 from dinov2_zoo.hub.verify import CHECKSUMS, Check, require, verify
 
@@ -57,7 +59,11 @@ def publish(
         gather(source, folder, repository)
         checks = verify(str(folder))
         require(checks, str(source))
-        files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*"))}
+        files = {
+            path.relative_to(folder).as_posix(): path.stat().st_size
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
         address = upload(folder, repository, private=private, revision=revision, token=token) if really else None
     return Publication(files, checks, address)
 
@@ -78,6 +84,9 @@ def gather(source: Path, folder: Path, repository: str) -> None:
         (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
         card = render(record).replace("PATH_OR_ID", repository).replace("hf-hub:ID", f"hf-hub:{repository}")
         (folder / "README.md").write_text(card)
+        if entries := leaderboard(record):
+            (folder / ".eval_results").mkdir()
+            (folder / ".eval_results/results.yaml").write_text(yaml.safe_dump(entries, sort_keys=False))
         for name in ("features.jpg", "report.html"):
             if (source / name).is_file():
                 shutil.copy(source / name, folder / name)

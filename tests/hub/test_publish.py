@@ -6,14 +6,15 @@ import subprocess
 
 import pytest
 import torch
+import yaml
 from fake_hub import serve
-from huggingface_hub import constants
+from huggingface_hub import constants, parse_eval_result_entries
 from safetensors.torch import load_file
 
 from dinov2_zoo.config import DistillConfig, to_dict
 from dinov2_zoo.errors import ConfigError, HubError, ZooError
 from dinov2_zoo.hub.model import Dinov2Model
-from dinov2_zoo.hub.publish import publish
+from dinov2_zoo.hub.publish import gather, publish
 from dinov2_zoo.models.zoo import model_config
 
 NAME = "an-organisation/tiny"
@@ -48,6 +49,15 @@ def hub(monkeypatch, tmp_path):
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # large files go by plain LFS here
 
     return point
+
+
+def test_results_on_data_sets_of_the_hub_are_told_in_its_newer_form_too(run, tmp_path):
+    config = json.loads((run / "config.json").read_text())
+    config["config"]["evaluation"]["labelled"] = "hf:someone/beans:default@test"
+    (run / "config.json").write_text(json.dumps(config))
+    gather(run, tmp_path / "out", NAME)
+    (entry,) = parse_eval_result_entries(yaml.safe_load((tmp_path / "out/.eval_results/results.yaml").read_text()))
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("someone/beans", "k-NN, k = 20", 0.75)
 
 
 def test_nothing_goes_up_unless_it_is_asked_for(run, tmp_path, hub):
