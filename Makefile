@@ -25,10 +25,10 @@ demo-chain: $(VENV)/.demo-ready
 	$(CHAIN)/adapt_resolution.py --run runs/chain/student --size 168 --steps 20
 
 test: $(VENV)/.dev-ready
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 test-all: $(VENV)/.dev-ready
-	$(BIN)/python -m pytest -m ""
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ""
 
 check: $(VENV)/.dev-ready
 	$(BIN)/ruff format --check .

@@ -107,7 +107,9 @@ def test_what_an_evaluation_leaves_in_the_cache_is_fit_for_training(plain_kernel
 
 
 @pytest.mark.parametrize(
-    ("working", "chosen"), [({xformers, varlen}, xformers), ({varlen}, varlen), (set(), sdpa)], ids=str
+    ("working", "chosen"),
+    [({xformers, varlen}, xformers), ({varlen}, varlen), (set(), sdpa)],
+    ids=["both", "varlen", "neither"],
 )
 def test_cuda_takes_the_first_way_that_works(working, chosen, monkeypatch):
     monkeypatch.setattr(attention, "works", lambda attend, *_: attend in working)

@@ -86,7 +86,9 @@ def undisturbed(tmp_path_factory):
     return weights(runs)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)]
+)
 def test_a_run_told_to_stop_saves_itself_within_a_step_and_goes_on(undisturbed, tmp_path, number):
     process = start(PLAIN, tmp_path, pace=0.1)
     wait_for(lambda: len(lines(tmp_path)) >= 4, process)
@@ -208,7 +210,7 @@ def small_disk(folder, size):
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-@pytest.mark.parametrize("background", ["true", "false"])
+@pytest.mark.parametrize("background", ["true", pytest.param("false", marks=pytest.mark.slow)])
 def test_a_full_disk_stops_the_run_with_the_last_checkpoint_whole(undisturbed, tmp_path, background):
     with small_disk(tmp_path, "200k"):
         more = (f"--checkpoint.background={background}", "--checkpoint.keep=100")
