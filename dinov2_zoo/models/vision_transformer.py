@@ -71,7 +71,8 @@ class VisionTransformer(nn.Module):
             self.reg_token = nn.Parameter(torch.empty(1, config.num_registers, dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = LayerNorm(dim)
-        self.reset_parameters()
+        if not self.cls_token.is_meta:  # torch's random numbers are slow where there are none to draw
+            self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the first weights (official: linear and positions std 0.02, tokens std 1e-6; convolution as torch)."""
