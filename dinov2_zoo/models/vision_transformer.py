@@ -189,13 +189,7 @@ class VisionTransformer(nn.Module):
             raise ConfigError(
                 f"This model has blocks 0 to {depth - 1}: choose n among them, or 1 to {depth} last ones."
             )
-        tokens = self.prepare_tokens(x)
-        packing = Packing.of([tokens])
-        row, outputs = packing.pack([tokens]), []
-        for number, block in enumerate(self.blocks[: max(wanted) + 1]):
-            row = block(row, packing)
-            if number in wanted:
-                outputs.append(packing.unpack(self.norm(row) if norm else row)[0])
+        outputs = self.intermediate_tokens(x, sorted(wanted), norm=norm).values()
         patches = [tokens[:, 1 + self.num_registers :] for tokens in outputs]
         if reshape:
             rows = x.shape[-2] // self.patch_size
@@ -203,6 +197,17 @@ class VisionTransformer(nn.Module):
         if return_class_token:
             return tuple(zip(patches, (tokens[:, 0] for tokens in outputs), strict=True))
         return tuple(patches)
+
+    def intermediate_tokens(self, x: Images, blocks: Sequence[int], *, norm: bool) -> dict[int, Float[Tensor, "B T D"]]:
+        """All tokens after some blocks, by the block's number from 0; those behind the last one asked for do not run."""
+        tokens = self.prepare_tokens(x)
+        packing = Packing.of([tokens])
+        row, outputs = packing.pack([tokens]), {}
+        for number, block in enumerate(self.blocks[: max(blocks) + 1]):
+            row = block(row, packing)
+            if number in blocks:
+                outputs[number] = packing.unpack(self.norm(row) if norm else row)[0]
+        return outputs
 
     def forward(self, x: Images) -> Float[Tensor, "B D"]:
         """The normed class token."""

@@ -1,0 +1,94 @@
+"""What one evaluation found, and under which rules, as one JSON file: enough to see whether two figures may be compared."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dinov2_zoo.errors import DataError
+from dinov2_zoo.training.run_folder import provenance
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """Which images an evaluation saw."""
+
+    source: str
+    """As it was named on the command line."""
+    images: Mapping[str, int]
+    """Number by split, as in {"train": 24231, "test": 654}."""
+    checksum: str
+    """Of the names and labels of all of them in order, see `checksum`; pixels are not read for it."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a protocol returns."""
+
+    figures: Mapping[str, float]
+    """Every number it gave, by name."""
+    headline: str
+    """Name of the figure that stands in tables."""
+    protocol: Mapping[str, Any]
+    """Every setting that the figures depend on."""
+    data: DataFacts
+    notes: list[str] = field(default_factory=list)
+    """What a reader must know to judge the figures, such as how a winner was chosen."""
+
+    def __post_init__(self) -> None:
+        assert self.headline in self.figures, self.headline
+
+
+def checksum(parts: Iterable[object]) -> str:
+    """Short digest of names, labels and whatever else tells one data set from another, in order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f"{part}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def write_record(folder: Path, model: str, task: str, result: Result, *, seconds: float) -> Path:
+    """Write a result as `folder/<task>.json`, with versions and hardware; returns the path.
+
+    Args:
+        folder: Made if needed.
+        model: As it was named.
+        task: As it was named, "depth:lin4".
+        result: What was found.
+        seconds: What it took.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{task.replace(':', '-')}.json"
+    entry = {
+        "model": model,
+        "task": task,
+        "headline": result.headline,
+        "figures": dict(result.figures),
+        "protocol": dict(result.protocol),
+        "data": {**vars(result.data), "images": dict(result.data.images)},
+        "notes": result.notes,
+        "seconds": round(seconds, 1),
+        "provenance": provenance(),
+    }
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(entry, indent=1, default=str) + "\n")
+    os.replace(aside, path)
+    return path
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """All records in a folder, by file name.
+
+    Raises:
+        DataError: One cannot be read.
+    """
+    found: list[dict[str, Any]] = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found.append(json.loads(path.read_text()))
+        except ValueError as error:
+            raise DataError(f"{path} is no record of an evaluation ({error}): remove it and evaluate again.") from error
+    return found

@@ -1,0 +1,1 @@
+"""Semantic segmentation from frozen features: a linear layer on the map, sliding windows, mean IoU."""
