@@ -30,7 +30,7 @@ ONLY_IN = {
     "accelerate": {"training/runtime.py", "training/launchers.py"},
     "huggingface_hub": {"hub/load.py", "hub/card.py"},
     "xformers": {"models/attention.py"},
-    "transformers": {"hub/verify.py"},
+    "transformers": {"hub/verify.py", "evaluation/adapters.py"},
     "onnxruntime": {"hub/verify.py", "hub/export.py"},
     "jsonargparse": {"cli.py"},
 }

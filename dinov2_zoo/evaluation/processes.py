@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Processes(Protocol):
-    """What `training.runtime.Runtime` offers of itself here; every process must make the same calls in the same order."""
+    """What `training.runtime.Runtime` offers of itself here; every process makes the same calls in the same order."""
 
     device: torch.device
     rank: int

@@ -1,4 +1,4 @@
-"""What one evaluation found, and under which rules, as one JSON file: enough to see whether two figures may be compared."""
+"""What one evaluation found, and under which rules, as one JSON file: enough to judge whether two may be compared."""
 
 import hashlib
 import json

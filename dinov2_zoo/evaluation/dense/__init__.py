@@ -1,1 +1,1 @@
-"""What depth and segmentation share: images with a target for every pixel, and the training of a head on frozen maps."""
+"""What depth and segmentation share: images with a target for every pixel, and how a head on frozen maps is trained."""

@@ -58,7 +58,9 @@ def train_head(
     key = json.dumps(protocol or {}, sort_keys=True, default=str)
     file = folder / SAVED if folder else None
     done = _load(file, head, optimizer, key) if file and file.is_file() else 0
-    peaks = [group["lr"] for group in optimizer.param_groups] if not done else [g["peak"] for g in optimizer.param_groups]
+    peaks = (
+        [group["lr"] for group in optimizer.param_groups] if not done else [g["peak"] for g in optimizer.param_groups]
+    )
     last = float("nan")
     stream = batches(done) if done < steps else iter(())
     head.train()
@@ -72,7 +74,9 @@ def train_head(
         average_gradients(head, processes)
         finite = processes.sum(torch.tensor(float(not torch.isfinite(value)), device=processes.device))
         if finite.item():
-            raise TrainingError(f"The loss of the head is not finite at step {step}: lower its rate, check the targets.")
+            raise TrainingError(
+                f"The loss of the head is not finite at step {step}: lower its rate, check the targets."
+            )
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(head.parameters(), clip_norm)
         optimizer.step()
