@@ -51,6 +51,34 @@ def hold_out(source: Source, count: int, seed: int) -> tuple[Source, Source]:
     return Subset(source, sorted(order[count:])), Subset(source, sorted(order[:count]))
 
 
+def split_by_class(source: Source, share: float, seed: int) -> tuple[Subset, Subset]:
+    """Split labelled images at random, each class by the same share.
+
+    Args:
+        source: Images with labels.
+        share: Of each class that goes into the second part, 0..1; at least one image.
+        seed: Of the choice.
+
+    Returns:
+        The larger and the smaller part.
+
+    Raises:
+        DataError: The source has no labels, or a class has one image only.
+    """
+    if source.labels is None:
+        raise DataError("The images have no labels: give a folder per class, or a source with labels.")
+    labels = torch.tensor(source.labels)
+    generator = torch.Generator().manual_seed(seed)
+    apart: list[int] = []
+    for label in labels.unique():
+        mine = (labels == label).nonzero().flatten()
+        if len(mine) < 2:
+            raise DataError(f"Class {int(label)} has one image only, {source.name(int(mine[0]))}: name test images.")
+        apart += mine[torch.randperm(len(mine), generator=generator)[: max(1, round(share * len(mine)))]].tolist()
+    chosen = set(apart)
+    return Subset(source, [i for i in range(len(source)) if i not in chosen]), Subset(source, sorted(apart))
+
+
 def open_split(data: str, heldout: str | None, count: int, seed: int) -> tuple[Source, Source | None]:
     """Open the images to train on and those to measure on.
 

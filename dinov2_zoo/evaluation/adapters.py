@@ -10,7 +10,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dinov2_zoo.errors import ConfigError, HubError
-from dinov2_zoo.evaluation.encoder import BackboneEncoder, Layer, LayeredEncoder, Tokens, check_blocks, layer_of
+from dinov2_zoo.evaluation.encoder import (
+    BackboneEncoder,
+    Layer,
+    LayeredEncoder,
+    Tokens,
+    check_blocks,
+    fingerprint,
+    layer_of,
+)
 from dinov2_zoo.hub.model import Dinov2Model
 from dinov2_zoo.models.zoo import model_config
 
@@ -69,6 +77,10 @@ class _Foreign:
     def device(self) -> torch.device:
         """Where the network is."""
         return next(self.net.parameters()).device
+
+    def fingerprint(self) -> str:
+        """Tells these weights from any others."""
+        return fingerprint(self.net)
 
 
 class TimmEncoder(_Foreign):

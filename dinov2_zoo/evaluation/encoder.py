@@ -1,5 +1,6 @@
 """What an evaluation asks of a model: images in, class token, registers and patch map of any block out."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -63,6 +64,10 @@ class LayeredEncoder(Encoder, Protocol):
         """Where the model is."""
         ...
 
+    def fingerprint(self) -> str:
+        """Tells these weights from any others."""
+        ...
+
     def layers(self, images: Float[Tensor, "B 3 H W"], blocks: Sequence[int], *, norm: bool) -> list[Layer]:
         """What some blocks make of normalised images, in the order asked for; no gradient.
 
@@ -114,6 +119,10 @@ class BackboneEncoder:
         """Where the model is."""
         return next(self.backbone.parameters()).device
 
+    def fingerprint(self) -> str:
+        """Tells these weights from any others."""
+        return fingerprint(self.backbone)
+
     def __call__(self, images: Float[Tensor, "B 3 H W"]) -> Tokens:
         """Tokens of normalised images [B, 3, H, W], moved to the backbone's device."""
         features = self._run(self.backbone.forward_features, images)  # pyright: ignore[reportArgumentType]
@@ -135,6 +144,15 @@ class BackboneEncoder:
                 return function(images.to(self.device, non_blocking=True), *args, **options)
         finally:
             self.backbone.train(was_training)
+
+
+def fingerprint(network: nn.Module) -> str:
+    """Digest of a network's class, names and weights, bit for bit."""
+    digest = hashlib.blake2b(type(network).__name__.encode(), digest_size=16)
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def layer_of(tokens: Float[Tensor, "B T D"], first: int, rows: int) -> Layer:

@@ -50,18 +50,20 @@ def checksum(parts: Iterable[object]) -> str:
     return digest.hexdigest()[:16]
 
 
-def write_record(folder: Path, model: str, task: str, result: Result, *, seconds: float) -> Path:
-    """Write a result as `folder/<task>.json`, with versions and hardware; returns the path.
+def write_record(
+    folder: Path, model: str, task: str, result: Result, *, asked: Mapping[str, Any], seconds: float
+) -> dict[str, Any]:
+    """Write a result as `folder/<task>.json`, with versions and hardware; returns what it holds.
 
     Args:
         folder: Made if needed.
         model: As it was named.
         task: As it was named, "depth:lin4".
         result: What was found.
+        asked: All that the figures depend on: settings, data, precision, the fingerprint of the weights.
         seconds: What it took.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{task.replace(':', '-')}.json"
     entry = {
         "model": model,
         "task": task,
@@ -70,13 +72,32 @@ def write_record(folder: Path, model: str, task: str, result: Result, *, seconds
         "protocol": dict(result.protocol),
         "data": {**vars(result.data), "images": dict(result.data.images)},
         "notes": result.notes,
+        "asked": dict(asked),
         "seconds": round(seconds, 1),
         "provenance": provenance(),
     }
+    path = _path(folder, task)
+    text = json.dumps(entry, indent=1, default=str) + "\n"
     aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(entry, indent=1, default=str) + "\n")
+    aside.write_text(text)
     os.replace(aside, path)
-    return path
+    return json.loads(text)
+
+
+def standing(folder: Path, task: str, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The record of a task that was measured before with exactly what is asked for now, if there is one."""
+    path = _path(folder, task)
+    if not path.is_file():
+        return None
+    try:
+        entry = json.loads(path.read_text())
+    except ValueError:  # it is about to be written anew
+        return None
+    return entry if entry.get("asked") == json.loads(json.dumps(asked, default=str)) else None
+
+
+def _path(folder: Path, task: str) -> Path:
+    return folder / f"{task.replace(':', '-')}.json"
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:

@@ -8,6 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dinov2_zoo.evaluation.encoder import Encoder
+from dinov2_zoo.evaluation.record import DataFacts, Result
+from dinov2_zoo.training.run_folder import processor_name
+
 
 def images_per_second(
     encode: Callable[[Tensor], object], images: Float[Tensor, "B 3 H W"], *, repeats: int = 5
@@ -29,3 +33,25 @@ def images_per_second(
     rates = [len(images) / seconds for seconds in durations[1:]]
     median = statistics.median(rates)
     return median, max(abs(rate / median - 1) for rate in rates)
+
+
+def evaluate_speed(
+    encoder: Encoder, device: torch.device, precision: str, *, size: int = 224, batch: int = 8, repeats: int = 5
+) -> Result:
+    """Images per second of class and patch tokens, as a record; the figures hold for the hardware that it names.
+
+    Args:
+        encoder: The model.
+        device: Where it is.
+        precision: Of its forward passes, for the record.
+        size: Image side, pixels.
+        batch: Images at a time.
+        repeats: Timed passes.
+    """
+    images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    rate, spread = images_per_second(encoder, images, repeats=repeats)
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+    protocol = {"hardware": hardware, "threads": torch.get_num_threads(), "precision": precision, "size": size}
+    figures = {"images_per_second": rate, "largest_deviation": spread}
+    data = DataFacts("random pixels", {"batch": batch}, "")
+    return Result(figures, "images_per_second", {**protocol, "batch": batch, "repeats": repeats}, data)

@@ -21,6 +21,9 @@ Record = dict[str, Any]
 
 NOT_MEASURED = "not measured"
 
+EVALUATION = "evaluation"
+"""Folder of a run that `dinov2-zoo evaluate` leaves its records in."""
+
 # Measurements of a run, by name in measured.json: task, data set, metric.
 _MEASURED = {
     "knn": ("k-NN, k = 20", "labelled", "accuracy"),
@@ -86,6 +89,11 @@ def record_of_run(run: Path) -> Record:
         if name in trained
     ]
     lines = [json.loads(line) for line in files["metrics.jsonl"].read_text().splitlines()]
+    hours = training_hours(lines, config)
+    compute: dict[str, Any] = {"hardware": said["provenance"]["machine"], "hours": round(hours, 4)}
+    if power := said.get("power"):
+        compute |= {"energy_kwh": round(hours * power["watts"] / 1000, 5), "energy_from": power["how"]}
+    evaluated, speed = _evaluations(run / EVALUATION)
     return {
         **empty_record(config["student"]),
         "architecture": shape,
@@ -93,11 +101,28 @@ def record_of_run(run: Path) -> Record:
         "teacher": config["teacher"],
         "data": config["data"],
         "recipe": {"script": "recipes/distill.py", "config": config},
-        "compute": {"hardware": said["provenance"]["machine"], "hours": round(training_hours(lines, config), 4)},
-        "results": results,
+        "compute": compute,
+        "results": results + evaluated,
+        "speed": speed,
         "limits": [],
         "provenance": said["provenance"],
     }
+
+
+def _evaluations(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Results and speeds from the records that `dinov2-zoo evaluate` left beside a run's student."""
+    results: list[dict[str, Any]] = []
+    speed: list[dict[str, Any]] = []
+    for file in sorted(folder.glob("*.json")):
+        entry = json.loads(file.read_text())
+        value = entry["figures"][entry["headline"]]
+        if entry["task"] == "speed":
+            told = ("hardware", "threads", "precision", "size")
+            speed.append({**{name: entry["protocol"][name] for name in told}, "images_per_second": value})
+            continue
+        said = {"task": entry["task"], "data": entry["data"]["source"], "metric": entry["headline"]}
+        results.append({**said, "value": round(value, 4), "published": None})
+    return results, speed
 
 
 def training_hours(lines: list[dict[str, Any]], config: Mapping[str, Any]) -> float:

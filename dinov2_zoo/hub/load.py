@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from dinov2_zoo.checkpoints.manifest import sha256_of
 from dinov2_zoo.checkpoints.read import FILES
 from dinov2_zoo.errors import CheckpointError, HubError
 from dinov2_zoo.hub.registry import REGISTRY
@@ -55,8 +56,10 @@ def fetch(source: str | Path, *, revision: str | None = None, heads: bool = Fals
     path = Path(os.path.expanduser(name))
     if name and path.exists():
         return path
+    checksum = None
     if name in REGISTRY:
         entry = REGISTRY[name]
+        checksum = entry.sha256 if revision is None else None
         name, revision = entry.repository, revision or entry.revision
     elif name in MODELS:
         raise HubError(
@@ -79,6 +82,8 @@ def fetch(source: str | Path, *, revision: str | None = None, heads: bool = Fals
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, HTTPError, OSError) as error:
         raise HubError(f"{name} cannot be fetched from the Hub ({type(error).__name__}). {OFFLINE}") from error
+    if checksum is not None and sha256_of(folder / FILES[0]) != checksum:
+        raise HubError(f"{folder / FILES[0]} is not the file that {name} had when it was pinned: remove it, ask again.")
     return folder
 
 

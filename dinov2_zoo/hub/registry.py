@@ -27,12 +27,14 @@ class Entry:
     revision: str | None = None
     """Commit that is fetched when none is asked for; None: the newest, for we have not seen any to pin."""
     sha256: str | None = None
-    """Checksum of the weights at that commit."""
+    """Checksum of model.safetensors at that commit; what is fetched is compared with it."""
     data: str = "LVD-142M"
     """Images of the training."""
     resolution: int = 518
     """Image side of the last phase, pixels."""
     licence: str = "Apache-2.0"
+    images_per_second: float | None = None
+    """At 224 pixels on what `SPEED_ON` names; random weights of the same shape are as fast."""
 
     @property
     def parameters(self) -> int:
@@ -41,6 +43,9 @@ class Entry:
             model = VisionTransformer(MODELS[self.name])
         return sum(p.numel() for p in model.parameters())
 
+
+SPEED_ON = "fp32, one thread of an AMD EPYC, `python benchmarks/inference.py`"
+"""What the speeds were measured on."""
 
 _PAPER = "paper, Table 4"
 _CARD = "Meta's MODEL_CARD"

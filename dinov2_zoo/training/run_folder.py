@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dinov2_zoo.errors import ConfigError
+from dinov2_zoo.training.power import assumed_power
 
 try:
     import fcntl
@@ -122,7 +123,8 @@ def claim_run_folder(folder: Path, config: dict[str, Any]) -> None:
             return
         changes = [*before.get("changes", []), {"settings": changed, "provenance": before["provenance"]}]
     partial = folder / "config.json.part"
-    entries = {"config": config, "provenance": provenance()} | ({"changes": changes} if changes else {})
+    entries = {"config": config, "provenance": provenance(), "power": vars(assumed_power())}
+    entries |= {"changes": changes} if changes else {}
     partial.write_text(json.dumps(entries, indent=2) + "\n")
     partial.replace(record)
 

@@ -9,6 +9,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from dinov2_zoo.checkpoints.key_maps import from_ours
+from dinov2_zoo.checkpoints.manifest import sha256_of
 from dinov2_zoo.checkpoints.read import load_weights
 from dinov2_zoo.checkpoints.write import save_weights
 from dinov2_zoo.config import ModelConfig
@@ -142,6 +143,20 @@ def test_a_short_name_is_the_published_model(hub, tmp_path):
         model = Dinov2Model.from_pretrained("vits14")
     # Meta's rule for positions, not transformers'.
     assert replace(model.config, layer_scale=config.layer_scale) == config and config.position_offset == 0.1
+
+
+def test_a_pinned_model_that_changed_is_refused_unless_another_revision_is_asked_for(hub, tmp_path, monkeypatch):
+    folder = tmp_path / "pinned"
+    Dinov2Model(ModelConfig(32, 1, 1, img_size=28)).save_pretrained(folder)
+    kept = sha256_of(folder / "model.safetensors")
+    with serve({"facebook/dinov2-small": folder}) as (address, _):
+        hub(address)
+        monkeypatch.setitem(REGISTRY, "vits14", replace(REGISTRY["vits14"], sha256=kept))
+        assert fetch("vits14").is_dir()
+        monkeypatch.setitem(REGISTRY, "vits14", replace(REGISTRY["vits14"], sha256="0" * 64))
+        with pytest.raises(HubError, match="not the file that"):
+            fetch("vits14")
+        assert fetch("vits14", revision="main").is_dir()
 
 
 def test_every_row_of_the_registry_names_an_architecture():

@@ -1,0 +1,43 @@
+"""The table shows what was measured, and beside it what the paper has for the same task on the same images."""
+
+from dinov2_zoo.evaluation.paper import published
+from dinov2_zoo.evaluation.results import results_table
+
+
+def record(task, source, headline, **figures):
+    return {"task": task, "headline": headline, "figures": figures, "data": {"source": source}}
+
+
+def test_rows_are_tasks_and_columns_models_with_a_gap_where_one_was_not_measured():
+    table = results_table(
+        {
+            "teacher": [record("knn", "/x", "top1", top1=0.876), record("depth:lin4", "/y", "rmse", rmse=0.5)],
+            "student": [record("knn", "/x", "top1", top1=0.5)],
+        }
+    )
+    assert table.columns == ["task", "images", "figure", "teacher", "student"]
+    assert table.text_rows() == [
+        ["knn", "/x", "top-1, %", "87.6", "50.0"],
+        ["depth:lin4", "/y", "RMSE, m", "0.500", "-"],
+    ]
+
+
+def test_the_papers_models_stand_beside_their_data_sets_only():
+    table = results_table(
+        {
+            "mine": [
+                record("depth:lin4", "nyu:/data", "rmse", rmse=0.4),
+                record("retrieval", "roxford:/data", "map_medium", map_medium=0.6, map_hard=0.3),
+                record("linear", "imagenet:/x@train", "top1", top1=0.8, **{"robust/imagenet-a": 0.5}),
+            ]
+        }
+    )
+    assert table.columns[4:] == ["vits14, paper", "vitb14, paper", "vitl14, paper", "vitg14, paper"]
+    rows = {row[0]: row[3:] for row in table.text_rows()}
+    assert rows["depth:lin4"] == ["0.400", "0.417", "0.362", "0.333", "0.298"]
+    assert rows["retrieval"][0] == "60.0" and rows["retrieval/hard"] == ["30.0", "43.2", "49.5", "54.0", "52.3"]
+    assert rows["linear"][1] == "81.1" and rows["linear/imagenet-a"][:2] == ["50.0", "33.5"]
+
+
+def test_a_folder_of_ones_own_has_no_figures_in_the_paper():
+    assert published("knn", "/my/images") == {} and published("knn", "imagenet:/x@train")["vitg14"] == 83.5
