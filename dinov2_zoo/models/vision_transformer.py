@@ -199,7 +199,7 @@ class VisionTransformer(nn.Module):
         return tuple(patches)
 
     def intermediate_tokens(self, x: Images, blocks: Sequence[int], *, norm: bool) -> dict[int, Float[Tensor, "B T D"]]:
-        """All tokens after some blocks, by the block's number from 0; those behind the last one asked for do not run."""
+        """All tokens after some blocks, by the block's number from 0; no block runs behind the last asked for."""
         tokens = self.prepare_tokens(x)
         packing = Packing.of([tokens])
         row, outputs = packing.pack([tokens]), {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 CORE_WATTS = 10.0
-"""A server processor's core with its share of memory and fans (chosen here: 64 to 96 cores in 280 to 400 W, doubled)."""
+"""A server's core with its share of memory and fans (chosen here: 64 to 96 cores in 280 to 400 W, doubled)."""
 
 
 @dataclass(frozen=True)
