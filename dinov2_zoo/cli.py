@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 
 import jsonargparse
 
-from dinov2_zoo.commands import COMMANDS
+from dinov2_zoo.commands import COMMANDS, CONFIGURED
 from dinov2_zoo.errors import ConfigError, Preempted, ZooError
 
 T = TypeVar("T")
@@ -69,6 +69,7 @@ def parse(
     description: str = "",
     default_config: Path | None = None,
     own_data_config: Path | None = None,
+    resumes: bool = True,
 ) -> tuple[T, Arguments]:
     """Parse a command line into a checked configuration.
 
@@ -78,6 +79,7 @@ def parse(
         description: First lines of `--help`.
         default_config: YAML file read first, unless `--config` names another.
         own_data_config: The same where `--data` is given: the default is then a demo with images of its own.
+        resumes: Offer `--resume`.
 
     Returns:
         The configuration and the arguments that are not part of it.
@@ -93,28 +95,32 @@ def parse(
     parser = _Parser(
         allow_abbrev=False,
         description=description,
-        usage="%(prog)s [--config FILE] [--resume [step-N]] [--option VALUE ...]",
+        usage=f"%(prog)s [--config FILE] {'[--resume [step-N]] ' if resumes else ''}[--option VALUE ...]",
         formatter_class=_Formatter,
     )
     shown = f" (default: {default_config.name})" if default_config else ""
     parser.add_argument("--config", action="config", help=f"YAML file of settings; options override it{shown}")
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const="auto",
-        metavar="auto|step-N",
-        help="continue the run that the run folder holds, from its newest whole checkpoint or the one named; "
-        "begin it where there is none",
-    )
+    if resumes:
+        parser.add_argument(
+            "--resume",
+            nargs="?",
+            const="auto",
+            metavar="auto|step-N",
+            help="continue the run that the run folder holds, from its newest whole checkpoint or the one named; "
+            "begin it where there is none",
+        )
     parser.add_class_arguments(config_class, None)
     if default_config is not None and "--config" not in given:
         argv = ["--config", str(default_config), *argv]
     namespace = parser.parse_args(argv)
-    arguments = Arguments(resume=namespace.pop("resume"))
+    arguments = Arguments(resume=namespace.pop("resume") if resumes else None)
     namespace.pop("config")
-    values = parser.instantiate(namespace)
-    fields = {f.name: values[f.name] for f in dataclasses.fields(config_class)}  # pyright: ignore[reportArgumentType]
-    return config_class(**fields), arguments
+    return _made(config_class, parser.instantiate(namespace)), arguments
+
+
+def _made(config_class: type[T], values: Any) -> T:
+    """A configuration of parsed values."""
+    return config_class(**{f.name: values[f.name] for f in dataclasses.fields(config_class)})  # pyright: ignore[reportArgumentType]
 
 
 def run(main: Callable[[], Any]) -> NoReturn:
@@ -134,14 +140,23 @@ def main() -> None:
     """Entry point of the command `dinov2-zoo`: what is done with runs and models besides the recipes."""
 
     def call() -> None:
+        jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
         parser = _Parser(prog="dinov2-zoo", description="Look after DINOv2 runs and models.", allow_abbrev=False)
         choices = parser.add_subcommands(metavar="COMMAND", title="commands", description="COMMAND --help tells more.")
         for name, function in COMMANDS.items():
             summary = (function.__doc__ or "").splitlines()[0]
             command = _Parser(description=summary, allow_abbrev=False)
-            command.add_function_arguments(function, as_positional=True)
+            if name in CONFIGURED:
+                command.add_argument("--config", action="config", help="YAML file of settings; options override it")
+                command.add_class_arguments(CONFIGURED[name], None)
+            else:
+                command.add_function_arguments(function, as_positional=True)
             choices.add_subcommand(name, command, help=summary)
         chosen = parser.parse_args()
-        COMMANDS[chosen.subcommand](**parser.instantiate(chosen)[chosen.subcommand])
+        name, values = chosen.subcommand, parser.instantiate(chosen)[chosen.subcommand]
+        if name in CONFIGURED:
+            COMMANDS[name](_made(CONFIGURED[name], values))
+        else:
+            COMMANDS[name](**values)
 
     run(call)

@@ -9,6 +9,8 @@ from typing import Literal
 
 from rich.console import Console
 
+from dinov2_zoo.config.evaluate import EvaluateConfig
+
 
 def status(run: Path) -> None:
     """Say how a run is doing, from its folder: progress, time left, speed, loss, checkpoints.
@@ -66,15 +68,21 @@ def convert(
 def models() -> None:
     """List the published models that have a short name, with what they reach."""
     from dinov2_zoo.evaluation.table import Table, terminal_table
-    from dinov2_zoo.hub.registry import REGISTRY
+    from dinov2_zoo.hub.registry import REGISTRY, SPEED_ON
 
-    columns = ("name", "on the Hub", "million parameters", "teacher", "k-NN", "linear", "figures from")
+    columns = ("name", "on the Hub", "M params", "teacher", "data", "px", "k-NN", "linear", "images/s", "figures from")
     rows = [
-        (e.name, e.repository, round(e.parameters / 1e6, 1), e.teacher, e.knn, e.linear, e.source)
+        (
+            e.name, e.repository, round(e.parameters / 1e6, 1), e.teacher, e.data, e.resolution, e.knn, e.linear,
+            e.images_per_second, e.source,
+        )
         for e in REGISTRY.values()
-    ]
-    note = "ImageNet-1k top-1, percent, as published; not measured here."
-    Console(soft_wrap=True).print(terminal_table(Table("Published models", columns, rows, note), left=(1, 3, 6)))
+    ]  # fmt: skip
+    note = (
+        "k-NN, linear: ImageNet-1k top-1, percent, as published, not measured here. images/s: measured here, "
+        f"{SPEED_ON}. All are {next(iter(REGISTRY.values())).licence}; no commit is pinned: pass revision=."
+    )
+    Console(soft_wrap=True).print(terminal_table(Table("Published models", columns, rows, note), left=(1, 3, 4, 9)))
 
 
 def publish(
@@ -118,11 +126,31 @@ def export(source: str, target: Path, size: int = 224, precision: Literal["fp32"
     )
 
 
+def evaluate(config: EvaluateConfig) -> None:
+    """Measure models by the paper's protocols: k-NN, linear, logistic, depth, segmentation, retrieval, video, speed."""
+    from dinov2_zoo.evaluation.results import results_table
+    from dinov2_zoo.evaluation.suite import evaluate_models
+    from dinov2_zoo.evaluation.table import terminal_table
+    from dinov2_zoo.training.runtime import Runtime
+
+    with Runtime(config.runtime) as runtime:
+        console = Console(soft_wrap=True, highlight=False, quiet=not runtime.is_main)
+        found = evaluate_models(config, runtime, lambda line: console.print(line, markup=False))
+        records = {measured.subject.name: measured.records for measured in found}
+        console.print(terminal_table(results_table(records), left=(1, 2)))
+        for measured in found:
+            console.print(f"{measured.subject.name}: records in {measured.subject.folder}", markup=False)
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "models": models,
     "status": status,
+    "evaluate": evaluate,
     "verify": verify,
     "convert": convert,
     "export": export,
     "publish": publish,
 }
+
+CONFIGURED = {"evaluate": EvaluateConfig}
+"""Commands that take one configuration, whose fields are their options."""

@@ -82,7 +82,7 @@ class PackagePhotos:
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self._names = names
-        self._paths = [_path(name) for name in names]
+        self._paths = [packaged_path(name) for name in names]
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -100,7 +100,7 @@ class Digits:
     """Handwritten digits of scikit-learn, 1,797 labelled scans of 8 x 8 pixels."""
 
     def __init__(self) -> None:
-        with gzip.open(_path(DIGITS), "rt", newline="") as file:
+        with gzip.open(packaged_path(DIGITS), "rt", newline="") as file:
             rows = [[int(float(value)) for value in row] for row in csv.reader(file)]
         self._pixels = [row[:-1] for row in rows]
         self.labels: list[int] | None = [row[-1] for row in rows]
@@ -141,8 +141,12 @@ def open_package(name: str) -> PackagePhotos | Digits:
     raise ConfigError(f"There are no package images called {name!r}: use package:{', package:'.join(NAMES)}.")
 
 
-def _path(name: str) -> Path:
-    """Where a packaged file lies, without importing its package."""
+def packaged_path(name: str) -> Path:
+    """Where a file of an installed package lies, as in "skimage/data/coffee.png"; the package is not imported.
+
+    Raises:
+        DataError: It is not installed, or no longer ships the file.
+    """
     package, inside = name.split("/", 1)
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:

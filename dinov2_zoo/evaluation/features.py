@@ -1,6 +1,6 @@
 """Class features of every image of a source, once, for k-NN and whatever else needs only those."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -21,6 +21,8 @@ class Features:
     """Class features of the images of a source that could be decoded, in the source's order, on the CPU."""
 
     features: Float[Tensor, "n D"]
+    indices: list[int]
+    """Numbers of the images in the source."""
     labels: Int64[Tensor, " n"] | None
     """Labels of the same images; None for a source without labels."""
     skipped: list[Skipped]
@@ -35,6 +37,7 @@ def class_features(
     batch_size: int = 64,
     indices: Sequence[int] | None = None,
     workers: int = 4,
+    take: Callable[[Tensor], Tensor] | None = None,
 ) -> Features:
     """Encode a source's images and keep their class tokens.
 
@@ -48,11 +51,13 @@ def class_features(
         batch_size: Images per forward pass.
         indices: Which images, in which order; default all.
         workers: Decoding threads.
+        take: What is kept of a batch of prepared images [B, 3, size, size] instead of its class tokens, [B, D].
 
     Raises:
         DataError: Not one image could be decoded.
     """
     indices = range(len(source)) if indices is None else indices
+    take = take or (lambda images: encoder(images).class_token)
     kept: list[int] = []
     skipped: list[Skipped] = []
     outputs: list[Tensor] = []
@@ -65,11 +70,11 @@ def class_features(
                 images.append(result)
                 kept.append(number)
         if images:
-            outputs.append(encoder(torch.stack(images)).class_token.cpu())
+            outputs.append(take(torch.stack(images)).cpu())
     if not outputs:
         raise DataError(f"None of {len(indices)} images could be decoded: check the path of the evaluated images.")
     labels = None if source.labels is None else torch.tensor([source.labels[i] for i in kept])
-    return Features(torch.cat(outputs), labels, skipped)
+    return Features(torch.cat(outputs), kept, labels, skipped)
 
 
 def _prepared(

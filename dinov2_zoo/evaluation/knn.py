@@ -1,14 +1,23 @@
 """k-nearest-neighbour classification on frozen features, by DINOv2's protocol (official `eval/knn.py`)."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from dinov2_zoo.config.classification import KnnConfig
+from dinov2_zoo.data.augment import generator
+from dinov2_zoo.data.sources import Source
 from dinov2_zoo.errors import DataError
+from dinov2_zoo.evaluation.encoder import LayeredEncoder
+from dinov2_zoo.evaluation.feature_store import Kind, Stored, stored_features
+from dinov2_zoo.evaluation.labelled import check_classes, facts, skipped_notes
+from dinov2_zoo.evaluation.processes import Alone, Processes
+from dinov2_zoo.evaluation.record import Result
 
 # Bank vectors compared at a time. With `chunk` queries this bounds memory: 65,536 x 1,024 similarities are 256 MiB.
 BANK_CHUNK = 65_536
@@ -84,23 +93,37 @@ def _accuracy(
     chunk: int,
     *,
     own: bool,
+    processes: Processes | None = None,
 ) -> dict[int, float]:
+    """`own`: the queries are the bank. With several processes each searches its part of the bank, a stretch of it."""
+    processes = processes or Alone()
     ks = _usable(k, len(bank) - own)
-    bank, queries = F.normalize(bank.float(), dim=1), F.normalize(queries.float(), dim=1)
     bank_labels, query_labels = bank_labels.to(bank.device), query_labels.to(bank.device)
     classes = int(bank_labels.max()) + 1
+    part = -(-len(bank) // processes.world_size)
+    offset = processes.rank * part
+    bank, bank_labels = bank[offset : offset + part], bank_labels[offset : offset + part]
     right = dict.fromkeys(ks, 0)
     for start in range(0, len(queries), chunk):
-        part = queries[start : start + chunk]
-        cosine, neighbours = _nearest(bank, part, ks[-1], first=start if own else None)
+        asked = F.normalize(queries[start : start + chunk].float(), dim=1)
+        cosine, where = _nearest(bank, asked, ks[-1], first=start - offset if own else None)
+        cosine, labels = _merge(cosine, bank_labels[where], ks[-1], processes)
         weights = (cosine / temperature).softmax(1)
-        labels = bank_labels[neighbours]
         truth = query_labels[start : start + chunk]
         for count in ks:
-            votes = torch.zeros(len(part), classes, device=bank.device)
+            votes = torch.zeros(len(asked), classes, device=bank.device)
             votes.scatter_add_(1, labels[:, :count], weights[:, :count])
             right[count] += int((votes.argmax(1) == truth).sum())
     return {count: right[count] / len(queries) for count in ks}
+
+
+def _merge(cosine: Tensor, labels: Tensor, k: int, processes: Processes) -> tuple[Tensor, Tensor]:
+    """The k nearest of all processes' nearest: the same as of the whole bank."""
+    if processes.world_size == 1:
+        return cosine, labels
+    parts = processes.gather((cosine.cpu(), labels.cpu()))
+    best, order = torch.cat([part[0] for part in parts], 1).topk(k, dim=1)
+    return best.to(cosine.device), torch.cat([part[1] for part in parts], 1).gather(1, order).to(cosine.device)
 
 
 def _nearest(bank: Tensor, queries: Tensor, k: int, *, first: int | None) -> tuple[Tensor, Tensor]:
@@ -112,7 +135,8 @@ def _nearest(bank: Tensor, queries: Tensor, k: int, *, first: int | None) -> tup
     where = torch.empty(len(queries), 0, dtype=torch.long, device=bank.device)
     rows = torch.arange(len(queries), device=bank.device)
     for start in range(0, len(bank), BANK_CHUNK):
-        cosine = queries @ bank[start : start + BANK_CHUNK].T
+        # Normalised here and not at once: an fp16 bank then never lies in memory as fp32.
+        cosine = queries @ F.normalize(bank[start : start + BANK_CHUNK].float(), dim=1).T
         if first is not None:
             column = first + rows - start
             inside = (column >= 0) & (column < cosine.shape[1])
@@ -141,3 +165,102 @@ def _check(features: Tensor, labels: Tensor, what: str) -> None:
         raise DataError(f"{len(labels)} labels do not fit {len(features)} {what} features: give one class per image.")
     if int(labels.min()) < 0:
         raise DataError(f"Negative class among the {what} labels: number classes from 0.")
+
+
+def evaluate_knn(
+    encoder: LayeredEncoder,
+    train: Source,
+    test: Source | None,
+    source: str,
+    config: KnnConfig,
+    *,
+    processes: Processes,
+    folder: Path,
+    say: Callable[[str], object] = lambda _: None,
+) -> Result:
+    """k-NN on stored class tokens, all k at once, and few-shot tries if asked for.
+
+    The headline is k = 20, the paper's choice, or the nearest k measured.
+
+    Args:
+        encoder: The model.
+        train: The bank.
+        test: Queries; None leaves one out of the bank.
+        source: How the bank was named.
+        config: Settings.
+        processes: Share extraction and the bank.
+        folder: Features are stored in `features` below it.
+        say: Takes a line of progress now and then.
+
+    Raises:
+        DataError: The classes do not fit; see `labelled.check_classes`.
+    """
+    check_classes(train, test)
+    sets = [
+        stored_features(
+            encoder,
+            part,
+            folder / "features",
+            Kind(config.size),
+            processes=processes,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            say=say,
+        )
+        for part in (train, test)
+        if part is not None
+    ]
+    bank, queries = sets[0], sets[-1]
+    found = _measure(bank, queries, config, own=test is None, processes=processes)
+    figures = {f"k{count}": value for count, value in found.items()}
+    headline = min(found, key=lambda count: abs(count - 20))
+    figures = {"top1": found[headline], "best": max(found.values()), **figures}
+    for shots in config.shots:
+        tries: list[dict[int, float]] = []
+        for attempt in range(config.tries):
+            chosen = _few(bank, shots, attempt)
+            rest = _rows(bank, ~chosen) if test is None else queries
+            tries.append(_measure(_rows(bank, chosen), rest, config, own=False, processes=processes))
+        accuracies = torch.tensor([max(result.values()) for result in tries])
+        figures |= {f"shots{shots}": accuracies.mean().item(), f"shots{shots}_std": accuracies.std(correction=0).item()}
+    notes = [f"top1 is k = {headline}; the official code reports the best k."]
+    if test is None:
+        notes.append("No test images were named: every image was measured against all others.")
+    if config.shots:
+        notes.append("Of each few-shot try the best k counts, as in the official code.")
+    protocol = {"temperature": config.temperature, "size": config.size, "tries": config.tries}
+    notes += skipped_notes(*(part.skipped for part in sets))
+    return Result(figures, "top1", protocol, facts(source, train, test), notes)
+
+
+def _measure(bank: Stored, queries: Stored, config: KnnConfig, *, own: bool, processes: Processes) -> dict[int, float]:
+    assert bank.labels is not None and queries.labels is not None
+    device = processes.device
+    # Not more neighbours than there are: the sets of a demo and few-shot tries are small.
+    ks = sorted({min(count, len(bank.features) - own) for count in config.k})
+    return _accuracy(
+        bank.features.to(device),
+        bank.labels,
+        queries.features.to(device),
+        queries.labels,
+        ks,
+        config.temperature,
+        1024,
+        own=own,
+        processes=processes,
+    )
+
+
+def _few(bank: Stored, shots: int, attempt: int) -> Tensor:
+    """True for some images of each class; a class with fewer gives all."""
+    assert bank.labels is not None
+    order = torch.randperm(len(bank.labels), generator=generator("shots", shots, attempt))
+    chosen = torch.zeros(len(order), dtype=torch.bool)
+    for label in bank.labels.unique():
+        chosen[order[bank.labels[order] == label][:shots]] = True
+    return chosen
+
+
+def _rows(stored: Stored, chosen: Tensor) -> Stored:
+    assert stored.labels is not None
+    return Stored(stored.features[chosen], stored.labels[chosen], stored.indices[chosen], stored.skipped)

@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from dinov2_zoo.data.holdout import hold_out, open_split
+from dinov2_zoo.data.holdout import hold_out, open_split, split_by_class
 from dinov2_zoo.data.package_photos import HELDOUT, TRAIN
 from dinov2_zoo.errors import DataError
 
@@ -88,3 +88,20 @@ def test_otherwise_they_are_taken_out_of_the_training_images_or_not_at_all(folde
 def test_what_the_source_itself_sets_aside_comes_before_what_could_be_taken_out():
     train, heldout = open_split("package:photos/train", None, count=2, seed=0)
     assert names(train) == list(TRAIN) and names(heldout) == list(HELDOUT)
+
+
+def test_each_class_gives_its_share_and_no_image_is_in_both():
+    source = Numbers(16)
+    source.labels = [0] * 10 + [1] * 4 + [2] * 2
+    train, test = split_by_class(source, 0.2, seed=0)
+    assert sorted(train.indices + test.indices) == list(range(16))
+    assert [test.labels.count(label) for label in (0, 1, 2)] == [2, 1, 1]
+    assert split_by_class(source, 0.2, seed=0)[1].indices == test.indices
+    assert split_by_class(source, 0.2, seed=1)[1].indices != test.indices
+
+
+def test_a_class_of_one_and_images_without_labels_cannot_be_split():
+    with pytest.raises(DataError, match="Class 0 has one image only, number 0"):
+        split_by_class(Numbers(3), 0.2, seed=0)
+    with pytest.raises(DataError, match="no labels"):
+        split_by_class(Numbers(3, labelled=False), 0.2, seed=0)

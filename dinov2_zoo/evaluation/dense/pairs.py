@@ -1,7 +1,6 @@
 """Images with a target for every pixel, and endless batches of them for training a head."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,8 +9,7 @@ from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor
 
-from dinov2_zoo.data.augment import generator
-from dinov2_zoo.errors import DataError
+from dinov2_zoo.evaluation.batches import endless_batches
 
 
 class PairSource(Protocol):
@@ -58,10 +56,7 @@ def training_batches(
     world_size: int = 1,
     workers: int = 2,
 ) -> Iterator[PairBatch]:
-    """This process's part of every batch, without end, from batch `start`.
-
-    Each epoch is a new order; an epoch's last pairs join the next one's first in a batch. Order and augmentation follow
-    from (seed, epoch, pair), so a resumed run sees what an uninterrupted one would, whatever the workers.
+    """This process's part of every batch, without end, from batch `start`; see `batches.endless_batches`.
 
     Args:
         source: Pairs.
@@ -76,31 +71,19 @@ def training_batches(
     Raises:
         DataError: There are no pairs, or one cannot be read.
     """
-    if len(source) == 0:
-        raise DataError("There are no images to train a head on: check the path.")
-    if batch_size % world_size:
-        raise DataError(f"A batch of {batch_size} does not divide among {world_size} processes: use a multiple.")
-    orders: dict[int, list[int]] = {}
 
-    def pair(number: int) -> tuple[Tensor, Tensor]:
-        epoch, position = divmod(number, len(source))
-        index = orders[epoch][position]
-        return transform(*source.read(index), generator("pairs", seed, epoch, index))
+    def pair(index: int, randomness: torch.Generator) -> tuple[Tensor, Tensor]:
+        return transform(*source.read(index), randomness)
 
-    def numbers(batch: int) -> range:
-        first = batch * batch_size
-        for epoch in range(first // len(source), (first + batch_size - 1) // len(source) + 1):
-            if epoch not in orders:
-                orders[epoch] = torch.randperm(len(source), generator=generator("order", seed, epoch)).tolist()
-        return range(first + rank, first + batch_size, world_size)
-
-    with ThreadPoolExecutor(workers) as pool:
-        ahead = pool.map(pair, numbers(start))
-        batch = start
-        while True:
-            found = list(ahead)
-            batch += 1
-            for epoch in [epoch for epoch in orders if epoch < batch * batch_size // len(source)]:
-                del orders[epoch]
-            ahead = pool.map(pair, numbers(batch))
-            yield PairBatch(torch.stack([image for image, _ in found]), torch.stack([target for _, target in found]))
+    found = endless_batches(
+        len(source),
+        pair,
+        batch_size=batch_size,
+        seed=seed,
+        start=start,
+        rank=rank,
+        world_size=world_size,
+        workers=workers,
+    )
+    for pairs in found:
+        yield PairBatch(torch.stack([image for image, _ in pairs]), torch.stack([target for _, target in pairs]))

@@ -1,0 +1,229 @@
+"""Depth on frozen features, from training a head to the table's figure (paper 7.4, released configs)."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dinov2_zoo.config import to_dict
+from dinov2_zoo.config.depth import DepthConfig
+from dinov2_zoo.data.preprocess import normalise, to_uint8
+from dinov2_zoo.errors import ConfigError
+from dinov2_zoo.evaluation.dense.pairs import PairBatch, training_batches
+from dinov2_zoo.evaluation.dense.training import train_head, warmup
+from dinov2_zoo.evaluation.depth.augment import DepthAugmentation
+from dinov2_zoo.evaluation.depth.bins_head import BinsHead
+from dinov2_zoo.evaluation.depth.dpt import DptHead
+from dinov2_zoo.evaluation.depth.losses import gradient_loss, sig_loss
+from dinov2_zoo.evaluation.depth.metrics import depth_metrics, mean_over_images
+from dinov2_zoo.evaluation.depth.official import load_official
+from dinov2_zoo.evaluation.depth.readers import DepthData
+from dinov2_zoo.evaluation.encoder import LayeredEncoder
+from dinov2_zoo.evaluation.processes import Processes
+from dinov2_zoo.evaluation.record import Result, checksum
+
+# Blocks read by lin.4 and DPT, from 0, by depth of the model (official configs; g's paper text agrees).
+TAPS = {12: (2, 5, 8, 11), 24: (4, 11, 17, 23), 40: (9, 19, 29, 39)}
+
+
+def taps(depth: int, head: str) -> list[int]:
+    """Which blocks a head reads, of a model with so many.
+
+    Raises:
+        ConfigError: The model has too few.
+    """
+    if head == "lin1":
+        return [depth - 1]
+    if depth in TAPS:
+        return list(TAPS[depth])
+    if depth < 4:
+        raise ConfigError(f"The model has {depth} blocks, and depth:{head} reads four: use depth:lin1.")
+    return [depth * (part + 1) // 4 - 1 for part in range(4)]
+
+
+def depth_head(head: str, dim: int, min_depth: float, max_depth: float) -> nn.Module:
+    """An untrained head: "lin1", "lin4" or "dpt"; the same weights each time.
+
+    Raises:
+        ConfigError: The width does not suit DPT.
+    """
+    if head == "dpt" and dim % 8:
+        raise ConfigError(f"depth:dpt needs a model whose width is a multiple of 8, not {dim}: use depth:lin4.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return (
+            DptHead(dim, min_depth)
+            if head == "dpt"
+            else BinsHead(dim, 1 if head == "lin1" else 4, min_depth, max_depth)
+        )
+
+
+def predict_depth(
+    encoder: LayeredEncoder,
+    head: nn.Module,
+    blocks: Sequence[int],
+    images: Float[Tensor, "B 3 H W"],
+    *,
+    reference: bool = False,
+    flip: bool = False,
+) -> Float[Tensor, "B H W"]:
+    """Depth of every pixel, metres.
+
+    Args:
+        encoder: The model; its blocks are read without the final norm (official).
+        head: Trained for it.
+        blocks: That the head reads.
+        images: Normalised, of any size: filled up around with zeros to multiples of the patch.
+        reference: Stretch the result over the image as released code does; otherwise what lies in the filling is cut.
+        flip: Average with the mirror image.
+    """
+    height, width = images.shape[2:]
+    patch = encoder.patch_size
+    below, right = -height % patch, -width % patch
+    top, left = below // 2, right // 2
+    layers = encoder.layers(F.pad(images, (left, right - left, top, below - top)), blocks, norm=False)
+    found = head(layers)
+    if reference:
+        depth = _resized(found, height, width)[:, 0]
+    else:
+        whole = _resized(found, height + below, width + right)[:, 0]
+        depth = whole[:, top : top + height, left : left + width]
+    if flip:
+        mirrored = predict_depth(encoder, head, blocks, images.flip(3), reference=reference)
+        depth = (depth + mirrored.flip(2)) / 2
+    return depth
+
+
+def _resized(x: Tensor, height: int, width: int) -> Tensor:
+    return F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
+
+
+def evaluate_depth(
+    encoder: LayeredEncoder,
+    data: DepthData,
+    source: str,
+    head: str,
+    config: DepthConfig,
+    *,
+    processes: Processes,
+    folder: Path | None = None,
+    say: Callable[[str], object] = lambda _: None,
+) -> Result:
+    """Train a head, or load an official one, and measure it on the test images; the headline is RMSE in metres.
+
+    AdamW's first beta stays at 0.9: the official 0.85 to 0.95 cycle comes from its framework's scheduler and is left
+    out. The last step's head is measured; the official one is the best of many on the test images.
+
+    Args:
+        encoder: The model.
+        data: Images with depth.
+        source: How they were named.
+        head: "lin1", "lin4" or "dpt".
+        config: Settings.
+        processes: Share batches and test images.
+        folder: The head's state is saved in `depth-<head>` below it.
+        say: Takes a line of progress now and then.
+
+    Raises:
+        DataError: The data lack a part that is needed, or a file is damaged; names it.
+        ConfigError: The model lacks a block.
+    """
+    blocks = taps(encoder.depth, head)
+    network = depth_head(head, encoder.dim, data.min_depth, data.max_depth).to(processes.device)
+    protocol: dict[str, Any] = {
+        **to_dict(config),
+        "head": head,
+        "blocks": blocks,
+        "min_depth": data.min_depth,
+        "max_depth": data.max_depth,
+        "mask": data.mask,
+        "crop": config.crop or data.crop,
+    }
+    if config.weights:
+        load_official(network, Path(config.weights).expanduser())
+        network.eval()
+    else:
+        key = {**protocol, "weights": encoder.fingerprint(), "images": data.facts(source).checksum}
+        place = folder / f"depth-{head}" / checksum([key])[:8] if folder else None
+        _train(encoder, network, blocks, data, config, key, processes, place, say)
+    test = data.test_images()
+    images: list[tuple[int, dict[str, float]]] = []
+    for index in range(processes.rank, len(test), processes.world_size):
+        photo, truth = test.read(index)
+        pixels = normalise(to_uint8(photo))[None].to(processes.device)
+        with torch.no_grad():
+            found = predict_depth(encoder, network, blocks, pixels, reference=config.reference, flip=config.flip_test)[
+                0
+            ]
+        images.append((index, depth_metrics(found.cpu(), truth, data.min_depth, data.max_depth, data.mask)))
+    in_order = [image for _, image in sorted((pair for part in processes.gather(images) for pair in part), key=_index)]
+    figures = mean_over_images(in_order)
+    notes = ["Figures are means over images; the last step's head, not the best on the test images."]
+    if config.weights:
+        notes = ["Figures are means over images; an official head, not trained here."]
+    return Result(figures, "rmse", protocol, data.facts(source), notes)
+
+
+def _index(pair: tuple[int, object]) -> int:
+    return pair[0]
+
+
+def _train(
+    encoder: LayeredEncoder,
+    network: nn.Module,
+    blocks: list[int],
+    data: DepthData,
+    config: DepthConfig,
+    key: dict[str, Any],
+    processes: Processes,
+    folder: Path | None,
+    say: Callable[[str], object],
+) -> None:
+    transform = DepthAugmentation(config.crop or data.crop, data.brightness)
+    rising = round(config.warmup * config.steps)
+
+    def factor(step: int) -> float:
+        """Linear rise, then cosine to 1e-8 (official)."""
+        done = (step - rising) / max(1, config.steps - rising)
+        return warmup(step, rising, 1e-3) if step < rising else 1e-8 + (1 - 1e-8) * (1 + math.cos(math.pi * done)) / 2
+
+    def batches(start: int) -> Iterator[PairBatch]:
+        return training_batches(
+            data.train_images(),
+            transform,
+            batch_size=config.batch_size,
+            seed=0,
+            start=start,
+            rank=processes.rank,
+            world_size=processes.world_size,
+            workers=config.workers,
+        )
+
+    def loss(batch: PairBatch, step: int) -> Tensor:
+        truth = batch.targets.to(processes.device)
+        found = predict_depth(encoder, network, blocks, batch.images.to(processes.device), reference=config.reference)
+        value = sig_loss(found, truth, data.max_depth, mean_only=step < config.mean_only_steps)
+        if config.gradient_weight:
+            value = value + config.gradient_weight * gradient_loss(found, truth, data.max_depth)
+        return value
+
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    train_head(
+        network,
+        loss,
+        batches,
+        optimizer,
+        factor,
+        steps=config.steps,
+        clip_norm=config.clip_norm,
+        processes=processes,
+        folder=folder,
+        protocol=key,
+        save_every=config.save_every,
+        say=say,
+    )

@@ -1,0 +1,228 @@
+"""Semantic segmentation on frozen features, from training a head to mean IoU (paper 7.4, released configs)."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchvision.transforms.v2.functional as tv
+from jaxtyping import Float, Int64
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode
+
+from dinov2_zoo.config import to_dict
+from dinov2_zoo.config.segmentation import SegmentationConfig
+from dinov2_zoo.data.preprocess import normalise, to_uint8
+from dinov2_zoo.errors import ConfigError
+from dinov2_zoo.evaluation.dense.pairs import PairBatch, training_batches
+from dinov2_zoo.evaluation.dense.training import train_head, warmup
+from dinov2_zoo.evaluation.encoder import LayeredEncoder
+from dinov2_zoo.evaluation.processes import Processes
+from dinov2_zoo.evaluation.record import Result, checksum
+from dinov2_zoo.evaluation.segmentation.augment import SegmentationAugmentation, scaled_size
+from dinov2_zoo.evaluation.segmentation.head import linear_head
+from dinov2_zoo.evaluation.segmentation.metrics import IGNORED, Confusion
+from dinov2_zoo.evaluation.segmentation.readers import SegmentationData
+from dinov2_zoo.evaluation.segmentation.slide import slide
+
+MS_BLOCKS = 4
+"""Last blocks that "+ms" reads, side by side (released notebook)."""
+MS_SCALE = 1.25
+"""Short side and crop of "+ms" beside those of "linear": 640 for 512 (official)."""
+
+
+def token_maps(
+    encoder: LayeredEncoder, images: Float[Tensor, "B 3 H W"], blocks: int
+) -> tuple[Float[Tensor, "B C h w"], tuple[int, int]]:
+    """Normed patch tokens of the last blocks side by side, of images filled up around to multiples of the patch.
+
+    Returns:
+        The map, and how many pixels were added above and left.
+    """
+    below, right = (-side % encoder.patch_size for side in images.shape[2:])
+    top, left = below // 2, right // 2
+    padded = F.pad(images, (left, right - left, top, below - top))
+    layers = encoder.layers(padded, range(encoder.depth - blocks, encoder.depth), norm=True)
+    return torch.cat([layer.patches for layer in layers], 1), (top, left)
+
+
+def pixel_logits(
+    encoder: LayeredEncoder, head: nn.Module, images: Float[Tensor, "B 3 H W"], blocks: int
+) -> Float[Tensor, "B K H W"]:
+    """Scores of every pixel: those of the tokens enlarged, without what was filled up around the image."""
+    height, width = images.shape[2:]
+    tokens, (top, left) = token_maps(encoder, images, blocks)
+    sides = [side * encoder.patch_size for side in tokens.shape[2:]]
+    large = F.interpolate(head(tokens), sides, mode="bilinear", align_corners=False)
+    return large[:, :, top : top + height, left : left + width]
+
+
+@torch.no_grad()
+def segment(
+    encoder: LayeredEncoder,
+    head: nn.Module,
+    photo: Image.Image,
+    *,
+    blocks: int,
+    short_side: int,
+    window: int,
+    stride: int,
+    ratios: tuple[float, ...] = (1.0,),
+    flip: bool = False,
+    batch: int = 8,
+) -> Int64[Tensor, "H W"]:
+    """Class of every pixel of a photo: probabilities averaged over scales and mirror images.
+
+    Args:
+        encoder: The model.
+        head: Trained for it.
+        photo: RGB.
+        blocks: Last blocks that the head reads.
+        short_side: Of the scaled photo at ratio 1, pixels.
+        window: Side of the sliding window, pixels.
+        stride: Of the window, pixels.
+        ratios: Scales.
+        flip: Add each scale's mirror image.
+        batch: Windows at a time.
+    """
+    pixels = to_uint8(photo)
+    total: Tensor | None = None
+    for ratio in ratios:
+        size = scaled_size(photo.width, photo.height, short_side * ratio)
+        image = normalise(tv.resize(pixels, size, InterpolationMode.BILINEAR, antialias=True)).to(encoder.device)
+        for mirrored in (False, True) if flip else (False,):
+            logits = slide(
+                lambda windows: pixel_logits(encoder, head, windows, blocks),
+                image.flip(2) if mirrored else image,
+                window=window,
+                stride=stride,
+                batch=batch,
+            )
+            logits = logits.flip(2) if mirrored else logits
+            large = F.interpolate(logits[None], (photo.height, photo.width), mode="bilinear", align_corners=False)
+            total = large[0].softmax(0) if total is None else total + large[0].softmax(0)
+    assert total is not None
+    return total.argmax(0)
+
+
+def evaluate_segmentation(
+    encoder: LayeredEncoder,
+    data: SegmentationData,
+    source: str,
+    head: str,
+    config: SegmentationConfig,
+    *,
+    processes: Processes,
+    folder: Path | None = None,
+    say: Callable[[str], object] = lambda _: None,
+) -> Result:
+    """Train a head and measure it on the test images; the headline is mean IoU.
+
+    Args:
+        encoder: The model.
+        data: Images with masks.
+        source: How they were named.
+        head: "linear": last block, one scale. "ms": last four blocks, larger scales, averaged over scales and mirror
+            images.
+        config: Settings.
+        processes: Share batches and test images.
+        folder: The head's state is saved in `segmentation-<head>` below it.
+        say: Takes a line of progress now and then.
+
+    Raises:
+        DataError: A file is missing or does not fit; names it.
+        ConfigError: The model lacks a block.
+    """
+    ms = head == "ms"
+    blocks = MS_BLOCKS if ms else 1
+    if blocks > encoder.depth:
+        raise ConfigError(f"The model has {encoder.depth} blocks, segmentation:ms reads {MS_BLOCKS}: use :linear.")
+    scale = MS_SCALE if ms else 1.0
+    short_side, window = config.short_side or round(scale * data.short_side), config.crop or round(scale * data.crop)
+    protocol: dict[str, Any] = {
+        **to_dict(config),
+        "head": head,
+        "blocks": blocks,
+        "short_side": short_side,
+        "crop": window,
+        "stride": window // 2 if ms else window * 2 // 3,
+        "train_ratios": (1.0, 3.0) if ms else (0.5, 2.0),
+        "ratios": config.ratios if ms else (1.0,),
+        "flip_test": ms,
+    }
+    network = linear_head(blocks * encoder.dim, data.classes, processes).to(processes.device)
+    key = {**protocol, "weights": encoder.fingerprint(), "images": data.facts(source).checksum}
+    place = folder / f"segmentation-{head}" / checksum([key])[:8] if folder else None
+    _train(encoder, network, data, config, protocol, key, processes, place, say)
+    confusion = Confusion(data.classes)
+    for index in range(processes.rank, len(data.test), processes.world_size):
+        photo, truth = data.test.read(index)
+        found = segment(
+            encoder,
+            network,
+            photo,
+            blocks=blocks,
+            short_side=short_side,
+            window=window,
+            stride=protocol["stride"],
+            ratios=protocol["ratios"],
+            flip=ms,
+            batch=config.test_batch,
+        )
+        confusion.add(found.cpu(), truth)
+    confusion.counts = processes.sum(confusion.counts.to(processes.device)).cpu()
+    notes = ["The last step's head, not the best on the test images; masks at their full size."]
+    return Result(confusion.figures(), "miou", protocol, data.facts(source), notes)
+
+
+def _train(
+    encoder: LayeredEncoder,
+    network: nn.Module,
+    data: SegmentationData,
+    config: SegmentationConfig,
+    protocol: dict[str, Any],
+    key: dict[str, Any],
+    processes: Processes,
+    folder: Path | None,
+    say: Callable[[str], object],
+) -> None:
+    transform = SegmentationAugmentation(protocol["short_side"], protocol["train_ratios"], protocol["crop"])
+
+    def factor(step: int) -> float:
+        """Rises from a millionth, while falling linearly to 0 (official: warm-up times polynomial of power 1)."""
+        return warmup(step, config.warmup_steps, 1e-6) * (1 - step / config.steps)
+
+    def batches(start: int) -> Iterator[PairBatch]:
+        return training_batches(
+            data.train,
+            transform,
+            batch_size=config.batch_size,
+            seed=0,
+            start=start,
+            rank=processes.rank,
+            world_size=processes.world_size,
+            workers=config.workers,
+        )
+
+    def loss(batch: PairBatch, _: int) -> Tensor:
+        truth = batch.targets.to(processes.device)
+        logits = pixel_logits(encoder, network, batch.images.to(processes.device), protocol["blocks"])
+        return F.cross_entropy(logits, truth, ignore_index=IGNORED)
+
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    train_head(
+        network,
+        loss,
+        batches,
+        optimizer,
+        factor,
+        steps=config.steps,
+        clip_norm=None,
+        processes=processes,
+        folder=folder,
+        protocol=key,
+        save_every=config.save_every,
+        say=say,
+    )
