@@ -44,14 +44,20 @@ class Cutouts:
         return image.crop(_solid(image).getbbox())
 
     def halves(self, seed: int = 0) -> tuple[list[int], list[int]]:
-        """Numbers of the cut-outs, two thirds and one third of each class."""
+        """Numbers of the cut-outs, two thirds and one third of each class.
+
+        Raises:
+            DataError: A class has one only.
+        """
         parts: tuple[list[int], list[int]] = ([], [])
         for number in range(len(self.classes)):
             mine = [i for i, (_, label) in enumerate(self.files) if label == number]
+            if len(mine) < 2:
+                raise DataError(f"{self.files[mine[0]][0]} is the only cut-out of its class: add one to measure on.")
             order = torch.randperm(len(mine), generator=generator("cutouts", seed, number)).tolist()
             cut = max(1, len(mine) // 3)
             parts[1].extend(mine[i] for i in order[:cut])
-            parts[0].extend(mine[i] for i in order[cut:] or order)
+            parts[0].extend(mine[i] for i in order[cut:])
         return sorted(parts[0]), sorted(parts[1])
 
 

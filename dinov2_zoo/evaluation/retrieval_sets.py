@@ -132,10 +132,10 @@ def _revisited(file: str) -> Callable[[str], RetrievalSet]:
 class _Plain(pickle.Unpickler):
     """Reads lists, dicts, text, numbers and arrays.
 
-    A pickle can name any function to be called: none is allowed here but those that make numpy arrays.
+    A pickle can name any function to be called: none is allowed here but those that make arrays and bytes.
     """
 
-    ALLOWED = frozenset({("numpy", "ndarray"), ("numpy", "dtype")})
+    ALLOWED = frozenset({("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")})
     MAKERS = frozenset({"_reconstruct", "scalar"})
 
     def __init__(self, content: bytes) -> None:
