@@ -261,7 +261,7 @@ def test_masks_that_do_not_fit_are_named(tmp_path):
 
 def test_composites_are_real_scenes_with_true_masks(tmp_path):
     data = open_segmentation(f"composites:{draw_cutouts(tmp_path)}")
-    assert data.classes == 4 and (len(data.train), len(data.test)) == (240, 60)
+    assert data.classes == 4 and (len(data.train), len(data.test)) == (240, 30)
     seen = set()
     for index in range(12):
         photo, mask = data.train.read(index)

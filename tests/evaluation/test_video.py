@@ -31,7 +31,7 @@ def test_region_by_hand():
 
 
 def test_the_boundary_of_a_square_is_its_rim():
-    # Inside at the right and the bottom, 20 + 20 - 1 pixels; outside at the left, the top and their corner, 20 + 20 + 1.
+    # Inside at the right and the bottom, 20 + 20 - 1 pixels; outside at the left, top and corner, 20 + 20 + 1.
     assert edges(square(10, 10)).sum() == 39 + 41
     assert not edges(torch.ones(5, 5, dtype=torch.bool)).any()
 

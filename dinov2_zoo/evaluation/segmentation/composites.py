@@ -16,7 +16,7 @@ from dinov2_zoo.data.sources import Source
 
 WIDTH, HEIGHT = 320, 240
 """Of a scene, pixels (chosen here)."""
-TRAIN, TEST = 240, 60
+TRAIN, TEST = 240, 30
 """Scenes (chosen here)."""
 
 
