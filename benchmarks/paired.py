@@ -28,10 +28,12 @@ class Spread:
         return f"{self.median:.2f} ({self.least:.2f} to {self.most:.2f})"
 
 
-def paired_seconds(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> list[tuple[float, float]]:
-    """Seconds of (ours, theirs), taken in turns, after one round that is not counted."""
-    pairs = [(_seconds(ours), _seconds(theirs)) for _ in range(rounds + 1)]
-    return pairs[1:]
+def paired_seconds(
+    ours: Callable[[], object], theirs: Callable[[], object], rounds: int, *, warm: bool = True
+) -> list[tuple[float, float]]:
+    """Seconds of (ours, theirs), taken in turns, after one round that is not counted (`warm`)."""
+    pairs = [(_seconds(ours), _seconds(theirs)) for _ in range(rounds + warm)]
+    return pairs[warm:]
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -16,11 +16,12 @@ from dinov2_zoo.errors import DataError
 from dinov2_zoo.evaluation.encoder import LayeredEncoder
 from dinov2_zoo.evaluation.feature_store import Kind, Stored, stored_features
 from dinov2_zoo.evaluation.labelled import check_classes, facts, skipped_notes
+from dinov2_zoo.evaluation.neighbours import nearest
 from dinov2_zoo.evaluation.processes import Alone, Processes
 from dinov2_zoo.evaluation.record import Result
 
-# Bank vectors compared at a time. With `chunk` queries this bounds memory: 65,536 x 1,024 similarities are 256 MiB.
-BANK_CHUNK = 65_536
+CHUNK = 4096
+"""Queries compared at a time; bounds memory, changes nothing else."""
 
 
 def knn_accuracy(
@@ -31,7 +32,7 @@ def knn_accuracy(
     *,
     k: Sequence[int] = (10, 20, 100, 200),
     temperature: float = 0.07,
-    chunk: int = 1024,
+    chunk: int = CHUNK,
 ) -> dict[int, float]:
     """Share of test images whose class the weighted vote of their k nearest training images finds.
 
@@ -67,7 +68,7 @@ def knn_leave_one_out(
     *,
     k: Sequence[int] = (10, 20, 100, 200),
     temperature: float = 0.07,
-    chunk: int = 1024,
+    chunk: int = CHUNK,
 ) -> dict[int, float]:
     """`knn_accuracy` of one labelled set against itself, where no image is its own neighbour.
 
@@ -106,7 +107,7 @@ def _accuracy(
     right = dict.fromkeys(ks, 0)
     for start in range(0, len(queries), chunk):
         asked = F.normalize(queries[start : start + chunk].float(), dim=1)
-        cosine, where = _nearest(bank, asked, ks[-1], first=start - offset if own else None)
+        cosine, where = nearest(bank, asked, ks[-1], first=start - offset if own else None)
         cosine, labels = _merge(cosine, bank_labels[where], ks[-1], processes)
         weights = (cosine / temperature).softmax(1)
         truth = query_labels[start : start + chunk]
@@ -124,28 +125,6 @@ def _merge(cosine: Tensor, labels: Tensor, k: int, processes: Processes) -> tupl
     parts = processes.gather((cosine.cpu(), labels.cpu()))
     best, order = torch.cat([part[0] for part in parts], 1).topk(k, dim=1)
     return best.to(cosine.device), torch.cat([part[1] for part in parts], 1).gather(1, order).to(cosine.device)
-
-
-def _nearest(bank: Tensor, queries: Tensor, k: int, *, first: int | None) -> tuple[Tensor, Tensor]:
-    """Cosine and position [m, k] of the k nearest bank vectors, highest first, over the bank piece by piece.
-
-    `first`: the queries are bank[first:first + m], and none is its own neighbour; None: they are not in the bank.
-    """
-    best = queries.new_full((len(queries), 0), -torch.inf)
-    where = torch.empty(len(queries), 0, dtype=torch.long, device=bank.device)
-    rows = torch.arange(len(queries), device=bank.device)
-    for start in range(0, len(bank), BANK_CHUNK):
-        # Normalised here and not at once: an fp16 bank then never lies in memory as fp32.
-        cosine = queries @ F.normalize(bank[start : start + BANK_CHUNK].float(), dim=1).T
-        if first is not None:
-            column = first + rows - start
-            inside = (column >= 0) & (column < cosine.shape[1])
-            cosine[rows[inside], column[inside]] = -torch.inf
-        values, positions = cosine.topk(min(k, cosine.shape[1]), dim=1)
-        best, where = torch.cat([best, values], 1), torch.cat([where, positions + start], 1)
-        best, order = best.topk(min(k, best.shape[1]), dim=1)
-        where = where.gather(1, order)
-    return best, where
 
 
 def _usable(k: Sequence[int], largest: int) -> list[int]:
@@ -245,7 +224,7 @@ def _measure(bank: Stored, queries: Stored, config: KnnConfig, *, own: bool, pro
         queries.labels,
         ks,
         config.temperature,
-        1024,
+        CHUNK,
         own=own,
         processes=processes,
     )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dinov2_zoo.errors import DataError
-from dinov2_zoo.evaluation import knn
+from dinov2_zoo.evaluation import neighbours
 from dinov2_zoo.evaluation.knn import knn_accuracy, knn_leave_one_out
 
 
@@ -59,7 +59,7 @@ def random_set():
 
 @pytest.mark.parametrize("chunk,bank_chunk", [(1024, 65536), (7, 13)])
 def test_equals_a_plain_loop_in_any_chunks(random_set, monkeypatch, chunk, bank_chunk):
-    monkeypatch.setattr(knn, "BANK_CHUNK", bank_chunk)
+    monkeypatch.setattr(neighbours, "TILE", bank_chunk)
     features, labels = random_set
     bank, queries, truth = features[:60], features[60:], labels[60:]
     ks = (1, 5, 20)

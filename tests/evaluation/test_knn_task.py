@@ -8,7 +8,7 @@ from tiny import tiny_encoder, together
 from dinov2_zoo.config.classification import KnnConfig
 from dinov2_zoo.data.sources import open_source
 from dinov2_zoo.errors import DataError
-from dinov2_zoo.evaluation import knn
+from dinov2_zoo.evaluation import knn, neighbours
 from dinov2_zoo.evaluation.knn import evaluate_knn
 from dinov2_zoo.evaluation.processes import Alone
 
@@ -45,7 +45,7 @@ def test_leave_one_out_has_one_neighbour_fewer(tmp_path):
 
 
 def test_several_processes_find_what_one_finds(tmp_path, monkeypatch):
-    monkeypatch.setattr(knn, "BANK_CHUNK", 7)
+    monkeypatch.setattr(neighbours, "TILE", 7)
     draw = torch.Generator().manual_seed(0)
     bank, labels = torch.randn(50, 8, generator=draw), torch.randint(0, 4, (50,), generator=draw)
     queries, truth = torch.randn(20, 8, generator=draw), torch.randint(0, 4, (20,), generator=draw)
