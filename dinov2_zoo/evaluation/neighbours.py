@@ -10,6 +10,9 @@ TILE = 4096
 CUDA_TILE = 65_536
 """The same on a GPU."""
 
+GROUP = 64
+"""Neighbouring cosines whose maximum is looked at before they are."""
+
 
 def nearest(
     bank: Float[Tensor, "n D"], queries: Float[Tensor, "m D"], k: int, *, first: int | None = None
@@ -42,12 +45,24 @@ def nearest(
             values, places = cosine.topk(min(k, cosine.shape[1]), dim=1)
             best, where = _best(torch.cat([best, values], 1), torch.cat([where, places + start], 1), k)
             continue
-        row, place = (cosine > best[:, -1:]).nonzero(as_tuple=True)
-        pending.append((row, cosine[row, place], place + start))
+        row, value, place = _above(cosine, best[:, -1:])
+        pending.append((row, value, place + start))
         if sum(len(row) for row, _, _ in pending) > size * k // 2:
             best, where = _merge(best, where, pending, k)
             pending = []
     return _merge(best, where, pending, k) if pending else (best, where)
+
+
+def _above(cosine: Tensor, least: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, value and column of what lies above a threshold [m, 1]; groups are judged by their maximum first."""
+    if cosine.shape[1] % GROUP:
+        row, place = (cosine > least).nonzero(as_tuple=True)
+        return row, cosine[row, place], place
+    groups = cosine.unflatten(1, (-1, GROUP))
+    row, group = (groups.amax(2) > least).nonzero(as_tuple=True)
+    found = groups[row, group]
+    hit, inside = (found > least[row]).nonzero(as_tuple=True)
+    return row[hit], found[hit, inside], group[hit] * GROUP + inside
 
 
 def _best(values: Tensor, places: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -38,11 +38,14 @@ def format_cell(cell: Cell) -> str:
     return f"{cell:.3f}" if abs(cell) < 10 else f"{cell:.1f}" if abs(cell) < 1000 else f"{cell:,.0f}"
 
 
-def terminal_table(table: Table, *, left: Sequence[int] = ()) -> RichTable:
-    """The table for `rich.print`: first column, and those of `left`, to the left, numbers to the right."""
+def terminal_table(table: Table, *, left: Sequence[int] = (), folds: int = 0) -> RichTable:
+    """The table for `rich.print`: first column, and those of `left`, to the left, numbers to the right.
+
+    Column `folds` gives way where the terminal is narrow.
+    """
     rich = RichTable(title=table.title, caption=table.note or None, box=SIMPLE_HEAD, title_justify="left")
     for index, column in enumerate(table.columns):
-        rich.add_column(column, justify="right" if index and index not in left else "left", no_wrap=index > 0)
+        rich.add_column(column, justify="right" if index and index not in left else "left", no_wrap=index != folds)
     for row in table.text_rows():
         rich.add_row(*row)
     return rich

@@ -94,6 +94,11 @@ class DptHead(nn.Module):
         self.narrow = nn.Conv2d(CHANNELS, CHANNELS // 2, 3, padding=1)
         self.thin = nn.Conv2d(CHANNELS // 2, 32, 3, padding=1)
         self.depth = nn.Conv2d(32, 1, 1)
+        # Begin near 1 m everywhere. As torch draws it, the depth of some backbones begins below 0 at every pixel, where
+        # the last ReLU passes no gradient, and never moves (chosen here; seen with a ViT-S).
+        with torch.no_grad():
+            self.depth.weight.mul_(0.01)
+            self.depth.bias.fill_(1.0)  # pyright: ignore[reportOptionalMemberAccess]
 
     def forward(self, layers: list[Layer]) -> Float[Tensor, "B 1 16h 16w"]:
         """Depth in metres at sixteen times the token grid (grids of even sides; odd ones come out a little larger)."""
