@@ -17,7 +17,7 @@ def log_error(found: Tensor, truth: Tensor) -> Tensor:
 def sig_loss(
     found: Float[Tensor, "B H W"], truth: Float[Tensor, "B H W"], max_depth: float, *, mean_only: bool = False
 ) -> Float[Tensor, ""]:
-    """sqrt(var(g) + 0.15 mean(g)^2), with g the log error of all known pixels of the batch.
+    """sqrt(var(g) + 0.15 mean(g)^2), with g the log error of all known pixels of a process's part of the batch.
 
     A constant factor between the two costs sqrt(0.15) |log factor|; with `mean_only` that is all that counts.
 

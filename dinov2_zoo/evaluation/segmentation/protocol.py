@@ -209,7 +209,10 @@ def _train(
     def loss(batch: PairBatch, _: int) -> Tensor:
         truth = batch.targets.to(processes.device)
         logits = pixel_logits(encoder, network, batch.images.to(processes.device), protocol["blocks"])
-        return F.cross_entropy(logits, truth, ignore_index=IGNORED)
+        # The mean over the pixels of every process, so that any number of processes trains the same head.
+        total = F.cross_entropy(logits, truth, ignore_index=IGNORED, reduction="sum")
+        counted = processes.sum((truth != IGNORED).sum())
+        return total * processes.world_size / counted.clamp(min=1)
 
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     train_head(
