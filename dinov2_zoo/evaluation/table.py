@@ -45,7 +45,8 @@ def terminal_table(table: Table, *, left: Sequence[int] = (), folds: int = 0) ->
     """
     rich = RichTable(title=table.title, caption=table.note or None, box=SIMPLE_HEAD, title_justify="left")
     for index, column in enumerate(table.columns):
-        rich.add_column(column, justify="right" if index and index not in left else "left", no_wrap=index != folds)
+        justify = "right" if index and index not in left else "left"
+        rich.add_column(column, justify=justify, no_wrap=index != folds, overflow="fold")
     for row in table.text_rows():
         rich.add_row(*row)
     return rich
