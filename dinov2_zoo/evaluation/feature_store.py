@@ -7,23 +7,30 @@ shard's name is finished; its content's digest tells later damage. The number of
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int64
+import torch.nn.functional as F
+import torchvision.transforms.v2.functional as tv
+from jaxtyping import Float, Int64, UInt8
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
 
+from dinov2_zoo.data.preprocess import eval_image, normalise, to_uint8
 from dinov2_zoo.data.sources import Source
 from dinov2_zoo.errors import DataError
 from dinov2_zoo.evaluation.encoder import LayeredEncoder
-from dinov2_zoo.evaluation.features import class_features
+from dinov2_zoo.evaluation.features import Features, class_features
 from dinov2_zoo.evaluation.processes import Processes
 from dinov2_zoo.evaluation.record import checksum
 
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom, pixels."""
 SHARD = 1024
 """Images in a shard (chosen here: a minute or two of work on a CPU, 1.5 MB at width 768)."""
 
@@ -38,6 +45,13 @@ class Kind:
     """Class tokens of so many last blocks, the last block's at the end."""
     mean: bool = False
     """After them the mean of the last block's patch tokens."""
+    scales: tuple[float, ...] = ()
+    """Instead of all that the L2-normalised class token of the whole image, its longest side being `size` times each of
+    these; the mean, normalised again. Empty: of the centre crop."""
+
+    def __str__(self) -> str:
+        whole = "".join(f"-{scale:g}" for scale in self.scales)
+        return f"{self.size}-{self.blocks}{'m' if self.mean else ''}{whole}"
 
     def width(self, dim: int) -> int:
         """Numbers per image, of a model of width `dim`."""
@@ -94,9 +108,9 @@ def stored_features(
     owner = {
         "model": encoder.fingerprint(),
         "source": source_checksum(source),
-        "kind": f"{kind.size} px, {kind.blocks} blocks{', mean' if kind.mean else ''}",
+        "kind": str(kind),
     }
-    store = folder / f"{owner['model'][:8]}-{owner['source'][:8]}-{kind.size}-{kind.blocks}{'m' if kind.mean else ''}"
+    store = folder / f"{owner['model'][:8]}-{owner['source'][:8]}-{kind}"
     ranges = [range(first, min(first + SHARD, len(source))) for first in range(0, len(source), SHARD)]
     lacking = [number for number in range(len(ranges)) if not _shard(store, number).is_file()]
     processes.barrier()  # nobody writes before all have looked
@@ -104,19 +118,76 @@ def stored_features(
         megabytes = len(source) * kind.width(encoder.dim) * 2 / 1e6
         say(f"features: {len(source):,} images, {megabytes:,.1f} MB in {store}; {len(lacking)} of {len(ranges)} shards")
     for number in lacking[processes.rank :: processes.world_size]:
-        found = class_features(
-            encoder,
-            source,
-            size=kind.size,
-            batch_size=batch_size,
-            indices=ranges[number],
-            workers=workers,
-            take=lambda images: last_features(encoder, images, kind.blocks, mean=kind.mean),
-        )
+        found = kind_features(encoder, source, kind, ranges[number], batch_size=batch_size, workers=workers)
         skipped = {skip.name: skip.reason for skip in found.skipped}
         _write(_shard(store, number), found.features.half(), torch.tensor(found.indices), owner, skipped)
     processes.barrier()
     return _read(store, len(ranges), owner, source)
+
+
+def kind_features(
+    encoder: LayeredEncoder,
+    source: Source,
+    kind: Kind,
+    indices: Sequence[int] | None = None,
+    *,
+    boxes: Mapping[int, Box] | None = None,
+    batch_size: int = 64,
+    workers: int = 4,
+) -> Features:
+    """Compute features of some images, without storing them.
+
+    Args:
+        encoder: The model.
+        source: Images.
+        kind: Which features.
+        indices: Which images; default all.
+        boxes: Left, top, right, bottom in pixels, by image: only that part is seen.
+        batch_size: Images per forward pass; whole images go one by one, for each has a size of its own.
+        workers: Decoding threads.
+    """
+
+    def prepare(image: Image.Image, index: int) -> Tensor:
+        if boxes and index in boxes:
+            left, top, right, bottom = boxes[index]
+            image = image.crop((round(left), round(top), round(right), round(bottom)))
+        return to_uint8(image) if kind.scales else eval_image(image, kind.size)
+
+    def take(images: Tensor) -> Tensor:
+        if kind.scales:
+            return whole_image_feature(encoder, images[0], kind.size, kind.scales)
+        return last_features(encoder, images, kind.blocks, mean=kind.mean)
+
+    return class_features(
+        encoder,
+        source,
+        size=kind.size,
+        batch_size=1 if kind.scales else batch_size,
+        indices=indices,
+        workers=workers,
+        take=take,
+        prepare=prepare,
+    )
+
+
+def whole_image_feature(
+    encoder: LayeredEncoder, pixels: UInt8[Tensor, "3 H W"], size: int, scales: Sequence[float]
+) -> Float[Tensor, "1 D"]:
+    """Class token of a whole image, L2-normalised; over several scales the mean, normalised again (DINO v1's script).
+
+    Args:
+        encoder: The model.
+        pixels: 0..255.
+        size: Longest side at scale 1, pixels; both sides are rounded to multiples of the patch.
+        scales: Of the longest side.
+    """
+    total = torch.zeros(1, encoder.dim)
+    for scale in scales:
+        factor = size * scale / max(pixels.shape[1:])
+        sides = [max(1, round(side * factor / encoder.patch_size)) * encoder.patch_size for side in pixels.shape[1:]]
+        resized = tv.resize(pixels, sides, interpolation=InterpolationMode.BICUBIC, antialias=True)
+        total += F.normalize(encoder(normalise(resized)[None]).class_token.cpu(), dim=1)
+    return F.normalize(total, dim=1)
 
 
 def last_features(

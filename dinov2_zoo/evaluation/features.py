@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64
+from PIL import Image
 from torch import Tensor
 
 from dinov2_zoo.data.batch import Skipped
@@ -38,6 +39,7 @@ def class_features(
     indices: Sequence[int] | None = None,
     workers: int = 4,
     take: Callable[[Tensor], Tensor] | None = None,
+    prepare: Callable[[Image.Image, int], Tensor] | None = None,
 ) -> Features:
     """Encode a source's images and keep their class tokens.
 
@@ -51,7 +53,8 @@ def class_features(
         batch_size: Images per forward pass.
         indices: Which images, in which order; default all.
         workers: Decoding threads.
-        take: What is kept of a batch of prepared images [B, 3, size, size] instead of its class tokens, [B, D].
+        take: What is kept of a batch of prepared images instead of its class tokens, [B, D].
+        prepare: From an image and its number to a tensor, instead of [3, size, size]; a batch must have one size.
 
     Raises:
         DataError: Not one image could be decoded.
@@ -61,7 +64,8 @@ def class_features(
     kept: list[int] = []
     skipped: list[Skipped] = []
     outputs: list[Tensor] = []
-    for numbers, results in _prepared(source, indices, size, batch_size, workers):
+    prepare = prepare or (lambda image, _: eval_image(image, size))
+    for numbers, results in _prepared(source, indices, prepare, batch_size, workers):
         images: list[Tensor] = []
         for number, result in zip(numbers, results, strict=True):
             if isinstance(result, DecodeError):
@@ -78,21 +82,25 @@ def class_features(
 
 
 def _prepared(
-    source: Source, indices: Sequence[int], size: int, batch_size: int, workers: int
+    source: Source,
+    indices: Sequence[int],
+    prepare: Callable[[Image.Image, int], Tensor],
+    batch_size: int,
+    workers: int,
 ) -> Iterator[tuple[Sequence[int], list[Tensor | DecodeError]]]:
     """Batches of (image numbers, prepared image or what was wrong with it), one batch ahead of the consumer."""
 
-    def prepare(index: int) -> Tensor | DecodeError:
+    def prepared(index: int) -> Tensor | DecodeError:
         try:
-            return eval_image(decode(source.read(index)), size)
+            return prepare(decode(source.read(index)), index)
         except DecodeError as error:
             return error
 
     with ThreadPoolExecutor(workers) as pool:
         batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
-        ahead = pool.map(prepare, batches[0]) if batches else iter(())
+        ahead = pool.map(prepared, batches[0]) if batches else iter(())
         for number, batch in enumerate(batches):
             results, ahead = ahead, iter(())
             if number + 1 < len(batches):
-                ahead = pool.map(prepare, batches[number + 1])
+                ahead = pool.map(prepared, batches[number + 1])
             yield batch, list(results)

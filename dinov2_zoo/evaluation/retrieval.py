@@ -2,28 +2,23 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import torchvision.transforms.v2.functional as tv
 from jaxtyping import Float
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
 
 from dinov2_zoo.config import to_dict
 from dinov2_zoo.config.retrieval import RetrievalConfig
-from dinov2_zoo.data.decode import decode
-from dinov2_zoo.data.preprocess import eval_image, normalise, to_uint8
 from dinov2_zoo.data.sources import Source
 from dinov2_zoo.errors import DataError
 from dinov2_zoo.evaluation.encoder import LayeredEncoder
+from dinov2_zoo.evaluation.feature_store import Box, Kind, kind_features, stored_features
 from dinov2_zoo.evaluation.processes import Processes
 from dinov2_zoo.evaluation.record import Result
 from dinov2_zoo.evaluation.retrieval_sets import RetrievalSet, Truth
 
-Box = tuple[float, float, float, float]
 PRECISION_AT = (1, 5, 10)
 
 
@@ -93,9 +88,11 @@ def retrieval_features(
     encoder: LayeredEncoder,
     source: Source,
     config: RetrievalConfig,
+    folder: Path,
     *,
     boxes: Mapping[int, Box] | None = None,
     processes: Processes,
+    say: Callable[[str], object] = lambda _: None,
 ) -> Float[Tensor, "n D"]:
     """Normalised class tokens of all images, in the source's order, on every process.
 
@@ -103,52 +100,28 @@ def retrieval_features(
         encoder: The model.
         source: Images.
         config: Size, scales.
+        folder: Of the feature stores; with boxes nothing is stored, for these are few.
         boxes: Left, top, right, bottom in pixels, by image: only that part is seen.
         processes: Share the images.
+        say: Takes a line of progress now and then.
 
     Raises:
         DataError: An image cannot be decoded; names it. The protocol has no rule for missing images.
     """
-    mine = range(processes.rank, len(source), processes.world_size)
-    step = config.batch_size if config.resize == "crop" else 1
-
-    def read(index: int) -> Tensor:
-        try:
-            image = decode(source.read(index))
-        except DataError as error:
-            raise DataError(f"{source.name(index)}: {error}") from error
-        if boxes and index in boxes:
-            left, top, right, bottom = boxes[index]
-            image = image.crop((round(left), round(top), round(right), round(bottom)))
-        return eval_image(image, config.size) if config.resize == "crop" else to_uint8(image)
-
-    found: list[Tensor] = []
-    with ThreadPoolExecutor(config.workers) as pool:
-        batches = [mine[first : first + step] for first in range(0, len(mine), step)]
-        ahead = [pool.submit(read, index) for index in batches[0]] if batches else []
-        for number in range(len(batches)):
-            images = [task.result() for task in ahead]
-            ahead = [pool.submit(read, index) for index in batches[number + 1]] if number + 1 < len(batches) else []
-            if config.resize == "crop":
-                found.append(F.normalize(encoder(torch.stack(images)).class_token.cpu(), dim=1))
-            else:
-                found.append(_whole(encoder, images[0], config))
-    parts = processes.gather(torch.cat(found) if found else torch.empty(0, encoder.dim))
-    features = torch.empty(len(source), encoder.dim)
-    for rank, part in enumerate(parts):
-        features[rank :: processes.world_size] = part
-    return features
-
-
-def _whole(encoder: LayeredEncoder, pixels: Tensor, config: RetrievalConfig) -> Float[Tensor, "1 D"]:
-    """Feature of a whole image: its longest side scaled to `size` times each scale, the mean normalised again."""
-    total = torch.zeros(1, encoder.dim)
-    for scale in config.scales:
-        factor = config.size * scale / max(pixels.shape[1:])
-        sides = [max(1, round(side * factor / encoder.patch_size)) * encoder.patch_size for side in pixels.shape[1:]]
-        resized = tv.resize(pixels, sides, interpolation=InterpolationMode.BICUBIC, antialias=True)
-        total += F.normalize(encoder(normalise(resized)[None]).class_token.cpu(), dim=1)
-    return F.normalize(total, dim=1)
+    kind = Kind(config.size, scales=config.scales if config.resize == "long_side" else ())
+    size, workers = config.batch_size, config.workers
+    if boxes:
+        found = kind_features(encoder, source, kind, boxes=boxes, batch_size=size, workers=workers)
+        features, skipped = found.features, {skip.name: skip.reason for skip in found.skipped}
+    else:
+        stored = stored_features(
+            encoder, source, folder, kind, processes=processes, batch_size=size, workers=workers, say=say
+        )
+        features, skipped = stored.features, stored.skipped
+    if skipped:
+        name, reason = next(iter(skipped.items()))
+        raise DataError(f"{name}: {reason}")
+    return F.normalize(features.float(), dim=1)
 
 
 def evaluate_retrieval(
@@ -158,7 +131,7 @@ def evaluate_retrieval(
     config: RetrievalConfig,
     *,
     processes: Processes,
-    folder: Path | None = None,
+    folder: Path,
     say: Callable[[str], object] = lambda _: None,
 ) -> Result:
     """Rank the gallery for every query by cosine.
@@ -171,19 +144,20 @@ def evaluate_retrieval(
         source: How the data were named.
         config: Settings.
         processes: Share the images.
-        folder: Not used: nothing is kept.
+        folder: Features are stored in `features` below it.
         say: Takes a line of progress now and then.
 
     Raises:
         DataError: An image cannot be decoded, or no query has a right image.
     """
     say(f"{len(data.gallery)} images, {len(data.queries)} queries")
-    gallery = retrieval_features(encoder, data.gallery, config, processes=processes)
+    store = folder / "features"
+    gallery = retrieval_features(encoder, data.gallery, config, store, processes=processes, say=say)
     boxes = data.boxes if config.crop_queries else None
     if data.queries is data.gallery:
         queries = gallery
     else:
-        queries = retrieval_features(encoder, data.queries, config, boxes=boxes, processes=processes)
+        queries = retrieval_features(encoder, data.queries, config, store, boxes=boxes, processes=processes, say=say)
     figures: dict[str, float] = {}
     for task, truths in data.tasks.items():
         suffix = f"_{task}" if task else ""

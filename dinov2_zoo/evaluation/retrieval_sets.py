@@ -10,11 +10,9 @@ from typing import Any
 
 from dinov2_zoo.data.sources import Files, Source, open_source
 from dinov2_zoo.errors import DataError
-from dinov2_zoo.evaluation.feature_store import source_checksum
+from dinov2_zoo.evaluation.feature_store import Box, source_checksum
 from dinov2_zoo.evaluation.image_sets import images_below, open_labelled
 from dinov2_zoo.evaluation.record import DataFacts, checksum
-
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)

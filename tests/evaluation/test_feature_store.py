@@ -3,6 +3,8 @@
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny import Part, tiny_encoder
 
 from dinov2_zoo.data.decode import decode
@@ -127,3 +129,15 @@ def test_size_is_told_before(photos, tmp_path):
     said = []
     stored_features(tiny_encoder(), photos, tmp_path / "s", KIND, processes=Alone(), say=said.append)
     assert len(said) == 1 and "10 images" in said[0] and "3 of 3 shards" in said[0]
+
+
+def test_an_image_in_two_shards_counts_once(photos, tmp_path):
+    whole = stored(tiny_encoder(), photos, tmp_path / "store")
+    second = next((tmp_path / "store").rglob("000001.safetensors"))
+    with safe_open(second, "pt") as file:
+        metadata, parts = file.metadata(), [file.get_tensor(name) for name in ("features", "index")]
+    features, index = torch.cat([whole.features[:2], parts[0]]), torch.cat([torch.tensor([0, 1]), parts[1]])
+    metadata["digest"] = feature_store._digest(features, index)
+    save_file({"features": features, "index": index}, second, metadata)
+    again = stored(tiny_encoder(), photos, tmp_path / "store")
+    assert torch.equal(again.features, whole.features) and again.indices.tolist() == list(range(10))

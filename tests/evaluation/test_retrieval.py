@@ -91,23 +91,23 @@ def test_revisited_tasks_treat_hard_and_easy_as_they_should(tmp_path, kind):
     assert data.tasks["medium"][0] == Truth([0, 1], [2])
     assert data.tasks["hard"][0] == Truth([1], [2, 0])
     config = RetrievalConfig(size=56, crop_queries=False)
-    result = evaluate_retrieval(tiny_encoder(), data, "roxford:x", config, processes=Alone())
+    result = evaluate_retrieval(tiny_encoder(), data, "roxford:x", config, processes=Alone(), folder=tmp_path / "f")
     assert result.headline == "map_medium" and result.figures["map_easy"] == 1.0  # the query is image 0
 
 
 def test_queries_are_cut_to_their_box_if_asked(tmp_path):
     data = open_retrieval(f"roxford:{revisited(tmp_path)}")
     encoder, config = tiny_encoder(), RetrievalConfig(size=56)
-    cut = retrieval_features(encoder, data.queries, config, boxes=data.boxes, processes=Alone())
-    whole = retrieval_features(encoder, data.queries, config, processes=Alone())
+    cut = retrieval_features(encoder, data.queries, config, tmp_path / "f", boxes=data.boxes, processes=Alone())
+    whole = retrieval_features(encoder, data.queries, config, tmp_path / "f", processes=Alone())
     assert not torch.allclose(cut, whole, atol=1e-3)
     photo(tmp_path / "jpg" / "query.jpg", 0)
     with Image.open(tmp_path / "jpg" / "query.jpg") as image:
         image.crop((0, 0, 30, 30)).save(tmp_path / "part.png")
     (tmp_path / "one").mkdir()
     (tmp_path / "part.png").rename(tmp_path / "one" / "part.png")
-    alone = retrieval_features(encoder, open_source(str(tmp_path / "one")), config, processes=Alone())
-    assert torch.allclose(cut, alone, atol=1e-5)
+    alone = retrieval_features(encoder, open_source(str(tmp_path / "one")), config, tmp_path / "f", processes=Alone())
+    assert torch.allclose(cut, alone, atol=1e-3)  # one of them was stored in half precision
 
 
 class Evil:
@@ -128,7 +128,9 @@ def test_amstertime_pairs_by_name(tmp_path):
         photo(tmp_path / "old" / f"{number}.png", number)
         photo(tmp_path / "new" / f"{number}.jpg", number)
     data = open_retrieval(f"amstertime:{tmp_path}")
-    result = evaluate_retrieval(tiny_encoder(), data, "a", RetrievalConfig(size=56), processes=Alone())
+    result = evaluate_retrieval(
+        tiny_encoder(), data, "a", RetrievalConfig(size=56), processes=Alone(), folder=tmp_path / "f"
+    )
     assert result.figures["map"] == 1.0 and result.data.images == {"gallery": 3, "queries": 3}
     (tmp_path / "new" / "2.jpg").unlink()
     with pytest.raises(DataError, match=r"2\.png has no image of this name"):
@@ -139,7 +141,9 @@ def test_met_queries_of_unknown_exhibits_are_left_out(tmp_path):
     for folder in ("gallery/7", "gallery/8", "queries/7", "queries/99"):
         photo(tmp_path / folder / "a.png", len(folder))
     data = open_retrieval(f"met:{tmp_path}")
-    result = evaluate_retrieval(tiny_encoder(), data, "m", RetrievalConfig(size=28), processes=Alone())
+    result = evaluate_retrieval(
+        tiny_encoder(), data, "m", RetrievalConfig(size=28), processes=Alone(), folder=tmp_path / "f"
+    )
     assert result.figures["queries"] == 1
 
 
@@ -149,10 +153,12 @@ def test_every_image_of_a_folder_asks_for_the_others_of_its_class(tmp_path):
     assert data.tasks[""][0] == Truth([1, 2, 3], [0])
     for resize in ("crop", "long_side"):
         config = RetrievalConfig(size=28, resize=resize)
-        result = evaluate_retrieval(tiny_encoder(), data, "f", config, processes=Alone())
+        result = evaluate_retrieval(tiny_encoder(), data, "f", config, processes=Alone(), folder=tmp_path / "f")
         assert result.figures["map"] == 1.0  # plain colours
         for found in together(
-            lambda p, config=config: evaluate_retrieval(tiny_encoder(), data, "f", config, processes=p)
+            lambda p, config=config: evaluate_retrieval(
+                tiny_encoder(), data, "f", config, processes=p, folder=tmp_path / "f"
+            )
         ):
             assert found.figures == pytest.approx(result.figures)
 
@@ -162,10 +168,10 @@ def test_scales_are_averaged_on_the_whole_image(tmp_path):
     photo(tmp_path / "b" / "2.png", 2, (50, 90))
     source, encoder = open_source(str(tmp_path)), tiny_encoder()
     one, half, both = (
-        retrieval_features(encoder, source, RetrievalConfig(size=56, scales=scales), processes=Alone())
+        retrieval_features(encoder, source, RetrievalConfig(size=56, scales=scales), tmp_path / "f", processes=Alone())
         for scales in ((1.0,), (0.5,), (1.0, 0.5))
     )
-    assert torch.allclose(both, torch.nn.functional.normalize(one + half, dim=1), atol=1e-5)
+    assert torch.allclose(both, torch.nn.functional.normalize(one + half, dim=1), atol=1e-3)
     assert torch.allclose(both.norm(dim=1), torch.ones(2))
 
 
@@ -184,4 +190,6 @@ def test_what_is_missing_is_named(tmp_path):
     (tmp_path / "broken" / "b" / "1.png").write_bytes(b"no image")
     data = open_retrieval(f"folder:{tmp_path / 'broken'}")
     with pytest.raises(DataError, match=r"b/1\.png"):
-        evaluate_retrieval(tiny_encoder(), data, "f", RetrievalConfig(size=28), processes=Alone())
+        evaluate_retrieval(
+            tiny_encoder(), data, "f", RetrievalConfig(size=28), processes=Alone(), folder=tmp_path / "f"
+        )
