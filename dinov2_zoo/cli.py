@@ -52,7 +52,8 @@ def _explain(message: str, names: Sequence[str]) -> str:
         r"[Kk]ey (?:'|\")?([\w.]+)(?:'|\")? is not expected|does not accept option '([\w.]+)'", message
     )
     if unknown is None:
-        return f"{words if words[-1] in '.:!?' else words + '.'} See --help for every option."
+        end = "" if words[-1] in ".:!?" else "."
+        return f"{words}{end} See --help for every option."
     word = next(g for g in unknown.groups() if g).split()[0]
     asked = word.lstrip("-").split("=")[0]
     # A nested key may be reported by its last part only: compare with both spellings.
