@@ -244,9 +244,10 @@ def _read(store: Path, shards: int, owner: dict[str, str], source: Source) -> St
         features.append(part)
         indices.append(index)
         skipped |= json.loads(metadata["skipped"])
-    # An image that two shards hold counts once.
-    order = {int(index): row for row, index in enumerate(torch.cat(indices))}
-    numbers = sorted(order)
-    rows = torch.tensor([order[number] for number in numbers])
-    labels = None if source.labels is None else torch.tensor([source.labels[number] for number in numbers])
-    return Stored(torch.cat(features)[rows], labels, torch.tensor(numbers), skipped)
+    numbers, values = torch.cat(indices), torch.cat(features)
+    if not (numbers[1:] > numbers[:-1]).all():  # shards overlap: an image that two of them hold counts once
+        order = {int(number): row for row, number in enumerate(numbers)}
+        rows = torch.tensor([order[number] for number in sorted(order)])
+        numbers, values = numbers[rows], values[rows]
+    labels = None if source.labels is None else torch.tensor(source.labels)[numbers]
+    return Stored(values, labels, numbers, skipped)
