@@ -76,7 +76,7 @@ def grid(options: argparse.Namespace) -> None:
 
     def ours() -> None:
         for _ in range(options.steps):
-            wide.step(wide.gradients(inputs, labels), 1.0)
+            wide.step(inputs, labels, 1.0)
 
     def theirs() -> None:
         for _ in range(options.steps):
@@ -95,7 +95,7 @@ def grid(options: argparse.Namespace) -> None:
     once, step = seconds * batch / 8, statistics.median(ours for ours, _ in pairs) / options.steps
     apart = statistics.median(theirs for _, theirs in pairs) / options.steps
     whole = (52 * once + apart) / (once + step)
-    print(f"  with ViT-S's pass over the batch ({once:.1f} s): 52 trainings of one probe / ours {whole:.1f}")
+    print(f"  with ViT-S's pass over the batch, {once:.1f} s: 52 trainings of one probe / ours {whole:.1f}")
 
 
 def depth(options: argparse.Namespace) -> None:
@@ -114,20 +114,22 @@ def depth(options: argparse.Namespace) -> None:
 
 
 def extraction(options: argparse.Namespace) -> None:
-    encoder, source = BackboneEncoder(Dinov2Model(model_config("vits14_reg4"))), open_source("package:photos/train")
+    model = Dinov2Model(model_config(options.model))
+    encoder, source, kind = BackboneEncoder(model), open_source("package:photos/train"), Kind(options.side)
     with tempfile.TemporaryDirectory() as scratch:
         runs = iter(range(10**6))
 
         def ours() -> object:
-            return stored_features(encoder, source, Path(scratch) / str(next(runs)), Kind(), processes=Alone())
+            return stored_features(encoder, source, Path(scratch) / str(next(runs)), kind, processes=Alone())
 
         def theirs() -> object:
-            images = (eval_image(decode(source.read(index)), 224) for index in range(len(source)))
+            images = (eval_image(decode(source.read(index)), options.side) for index in range(len(source)))
             return torch.cat([encoder(image[None]).class_token for image in images])
 
         pairs = paired_seconds(ours, theirs, options.rounds)
     rates = Spread.of([len(source) / ours for ours, _ in pairs])
-    print(f"extraction, ViT-S, {len(source)} photos: {rates} images/s, plain loop / ours {ratio(pairs)}")
+    what = f"extraction, {options.model} at {options.side} pixels, {len(source)} photos"
+    print(f"{what}: {rates} images/s, plain loop / ours {ratio(pairs)}")
 
 
 PARTS = {"knn": knn, "grid": grid, "depth": depth, "extraction": extraction}
@@ -142,6 +144,8 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=2048)
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--model", default="vits14_reg4")
+    parser.add_argument("--side", type=int, default=224)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for part in options.parts:

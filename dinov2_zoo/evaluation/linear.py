@@ -243,11 +243,7 @@ def _train(
     for step in range(done, config.steps):
         features, labels = next(stream)
         inputs = _split(features.to(processes.device).float(), config, dim)
-        gradients = grid.gradients(inputs, labels.to(processes.device))
-        if processes.world_size > 1:
-            for gradient in gradients.values():
-                processes.sum(gradient).div_(processes.world_size)
-        grid.step(gradients, cosine_factor(step, config.steps))
+        grid.step(inputs, labels.to(processes.device), cosine_factor(step, config.steps), processes)
         if processes.is_main and ((step + 1) % config.save_every == 0 or step + 1 == config.steps):
             _save(file, grid, key, step + 1)
         if (step + 1) % max(1, config.steps // 10) == 0:

@@ -8,8 +8,11 @@ import math
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
+
+from dinov2_zoo.evaluation.processes import Processes
 
 
 class ProbeGrid:
@@ -52,32 +55,37 @@ class ProbeGrid:
 
     def logits(self, inputs: Mapping[str, Float[Tensor, "B W"]]) -> Float[Tensor, "B P C"]:
         """Of every probe, in the order of `names`."""
-        found = [
-            torch.addmm(weight[:, -1], inputs[name].to(weight), weight[:, :-1].T).unflatten(1, (-1, self.classes))
-            for name, weight in self.weights.items()
-        ]
-        return torch.cat(found, 1)
+        return torch.cat([self._scores(name, _with_one(inputs[name], w)) for name, w in self.weights.items()], 1)
 
-    def gradients(
-        self, inputs: Mapping[str, Float[Tensor, "B W"]], labels: Int64[Tensor, " B"]
-    ) -> dict[str, Float[Tensor, "R W1"]]:
-        """Of each probe's mean cross-entropy, by input."""
-        found: dict[str, Tensor] = {}
-        share = 1 / len(labels)
+    def _scores(self, name: str, x: Float[Tensor, "B W1"]) -> Float[Tensor, "B G C"]:
+        return (x @ self.weights[name].T).unflatten(1, (-1, self.classes))
+
+    def step(
+        self,
+        inputs: Mapping[str, Float[Tensor, "B W"]],
+        labels: Int64[Tensor, " B"],
+        factor: float,
+        processes: Processes | None = None,
+    ) -> None:
+        """One step of SGD on each probe's mean cross-entropy.
+
+        Args:
+            inputs: Features, by input.
+            labels: Their classes.
+            factor: Scales all rates, as the schedule wants.
+            processes: Average the gradients over them.
+        """
         rows = torch.arange(len(labels), device=labels.device)
         for name, weight in self.weights.items():
-            x = inputs[name].to(weight)
-            scores = torch.addmm(weight[:, -1], x, weight[:, :-1].T).unflatten(1, (-1, self.classes))
-            error = torch.softmax(scores, 2)  # softmax - one-hot
+            x, velocity = _with_one(inputs[name], weight), self.velocities[name]
+            error = self._scores(name, x).softmax(2)  # softmax - one-hot is the gradient at the logits
             error[rows, :, labels] -= 1
-            error = error.flatten(1).mul_(share)
-            found[name] = torch.cat([error.T @ x, error.sum(0)[:, None]], 1)
-        return found
-
-    def step(self, gradients: Mapping[str, Float[Tensor, "R W1"]], factor: float) -> None:
-        """One step of SGD; `factor` scales all rates, as the schedule wants."""
-        for name, weight in self.weights.items():
-            velocity = self.velocities[name].mul_(self.momentum).add_(gradients[name])
+            error = error.flatten(1)
+            if processes is None or processes.world_size == 1:  # the same in one product
+                velocity.addmm_(error.T, x, beta=self.momentum, alpha=1 / len(labels))
+            else:
+                gradient = processes.sum(error.T @ x).div_(len(labels) * processes.world_size)
+                velocity.mul_(self.momentum).add_(gradient)
             weight.addcmul_(velocity, self._row_rates, value=-factor)
 
     def dead(self) -> list[str]:
@@ -98,6 +106,11 @@ class ProbeGrid:
         """The opposite of `state`."""
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
+
+
+def _with_one(x: Float[Tensor, "B W"], like: Tensor) -> Float[Tensor, "B W1"]:
+    """Inputs with the 1 that the bias reads."""
+    return F.pad(x.to(like), (0, 1), value=1.0)
 
 
 def cosine_factor(step: int, steps: int) -> float:
