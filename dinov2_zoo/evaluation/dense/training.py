@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dinov2_zoo.errors import CheckpointError, TrainingError
-from dinov2_zoo.evaluation.dense.pairs import PairBatch
+from dinov2_zoo.evaluation.dense.pairs import PairBatch, PairSource, Transform, training_batches
 from dinov2_zoo.evaluation.processes import Processes, average_gradients
 
 SAVED = "head.pt"
@@ -20,11 +20,14 @@ SAVED = "head.pt"
 def train_head(
     head: nn.Module,
     loss: Callable[[PairBatch, int], Tensor],
-    batches: Callable[[int], Iterator[PairBatch]],
+    source: PairSource,
+    transform: Transform,
     optimizer: torch.optim.Optimizer,
     factor: Callable[[int], float],
     *,
     steps: int,
+    batch_size: int,
+    workers: int,
     clip_norm: float | None,
     processes: Processes,
     folder: Path | None = None,
@@ -37,10 +40,13 @@ def train_head(
     Args:
         head: What is trained.
         loss: Scalar of a batch, at a step counted from 0; runs the encoder without gradient and the head with it.
-        batches: Batches from a step on, see `training_batches`.
+        source: Images with targets.
+        transform: Their augmentation.
         optimizer: Its rates are the peak rates.
         factor: Of the learning rate at a step.
         steps: Total.
+        batch_size: Over all processes.
+        workers: Threads that read and augment.
         clip_norm: Gradient norm above which it is scaled down; None: never.
         processes: Gradients are averaged over them.
         folder: Where the state is saved; None: nowhere.
@@ -62,7 +68,16 @@ def train_head(
         [group["lr"] for group in optimizer.param_groups] if not done else [g["peak"] for g in optimizer.param_groups]
     )
     last = float("nan")
-    stream = batches(done) if done < steps else iter(())
+    stream = training_batches(
+        source,
+        transform,
+        batch_size=batch_size,
+        seed=0,
+        start=done,
+        rank=processes.rank,
+        world_size=processes.world_size,
+        workers=workers,
+    )
     head.train()
     for step in range(done, steps):
         batch = next(stream)

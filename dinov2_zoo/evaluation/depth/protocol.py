@@ -1,7 +1,7 @@
 """Depth on frozen features, from training a head to the table's figure (paper 7.4, released configs)."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from dinov2_zoo.config import to_dict
 from dinov2_zoo.config.depth import DepthConfig
 from dinov2_zoo.data.preprocess import normalise, to_uint8
 from dinov2_zoo.errors import ConfigError
-from dinov2_zoo.evaluation.dense.pairs import PairBatch, training_batches
+from dinov2_zoo.evaluation.dense.pairs import PairBatch
 from dinov2_zoo.evaluation.dense.training import train_head, warmup
 from dinov2_zoo.evaluation.depth.augment import DepthAugmentation
 from dinov2_zoo.evaluation.depth.bins_head import BinsHead
@@ -192,18 +192,6 @@ def _train(
         done = (step - rising) / max(1, config.steps - rising)
         return warmup(step, rising, 1e-3) if step < rising else 1e-8 + (1 - 1e-8) * (1 + math.cos(math.pi * done)) / 2
 
-    def batches(start: int) -> Iterator[PairBatch]:
-        return training_batches(
-            data.train_images(),
-            transform,
-            batch_size=config.batch_size,
-            seed=0,
-            start=start,
-            rank=processes.rank,
-            world_size=processes.world_size,
-            workers=config.workers,
-        )
-
     def loss(batch: PairBatch, step: int) -> Tensor:
         truth = batch.targets.to(processes.device)
         found = predict_depth(encoder, network, blocks, batch.images.to(processes.device), reference=config.reference)
@@ -216,10 +204,13 @@ def _train(
     train_head(
         network,
         loss,
-        batches,
+        data.train_images(),
+        transform,
         optimizer,
         factor,
         steps=config.steps,
+        batch_size=config.batch_size,
+        workers=config.workers,
         clip_norm=config.clip_norm,
         processes=processes,
         folder=folder,

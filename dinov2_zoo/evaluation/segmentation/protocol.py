@@ -1,6 +1,6 @@
 """Semantic segmentation on frozen features, from training a head to mean IoU (paper 7.4, released configs)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from dinov2_zoo.config import to_dict
 from dinov2_zoo.config.segmentation import SegmentationConfig
 from dinov2_zoo.data.preprocess import normalise, to_uint8
 from dinov2_zoo.errors import ConfigError
-from dinov2_zoo.evaluation.dense.pairs import PairBatch, training_batches
+from dinov2_zoo.evaluation.dense.pairs import PairBatch
 from dinov2_zoo.evaluation.dense.training import train_head, warmup
 from dinov2_zoo.evaluation.encoder import LayeredEncoder
 from dinov2_zoo.evaluation.processes import Processes
@@ -194,18 +194,6 @@ def _train(
         """Rises from a millionth, while falling linearly to 0 (official: warm-up times polynomial of power 1)."""
         return warmup(step, config.warmup_steps, 1e-6) * (1 - step / config.steps)
 
-    def batches(start: int) -> Iterator[PairBatch]:
-        return training_batches(
-            data.train,
-            transform,
-            batch_size=config.batch_size,
-            seed=0,
-            start=start,
-            rank=processes.rank,
-            world_size=processes.world_size,
-            workers=config.workers,
-        )
-
     def loss(batch: PairBatch, _: int) -> Tensor:
         truth = batch.targets.to(processes.device)
         logits = pixel_logits(encoder, network, batch.images.to(processes.device), protocol["blocks"])
@@ -218,10 +206,13 @@ def _train(
     train_head(
         network,
         loss,
-        batches,
+        data.train,
+        transform,
         optimizer,
         factor,
         steps=config.steps,
+        batch_size=config.batch_size,
+        workers=config.workers,
         clip_norm=None,
         processes=processes,
         folder=folder,
