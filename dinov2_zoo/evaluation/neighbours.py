@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-TILE = 4096
+TILE = 2048
 """Bank vectors compared at a time on a CPU: the products then stay in its caches, which halves their time."""
 CUDA_TILE = 65_536
 """The same on a GPU."""
@@ -35,8 +35,12 @@ def nearest(
     rows = torch.arange(size, device=device)
     pending: list[tuple[Tensor, Tensor, Tensor]] = []
     tile = CUDA_TILE if queries.is_cuda else TILE
+    # One buffer for all tiles: asking the system for fresh memory each time takes a fifth of the product's time.
+    buffer = queries.new_empty(size, min(tile, len(bank)))
     for start in range(0, len(bank), tile):
-        cosine = queries @ F.normalize(bank[start : start + tile].float(), dim=1).T
+        vectors = F.normalize(bank[start : start + tile].float(), dim=1)
+        whole = len(vectors) == buffer.shape[1]
+        cosine = torch.mm(queries, vectors.T, out=buffer) if whole else queries @ vectors.T
         if first is not None:
             column = first + rows - start
             inside = (column >= 0) & (column < cosine.shape[1])
