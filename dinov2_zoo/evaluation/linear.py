@@ -63,7 +63,7 @@ def evaluate_linear(
     Raises:
         DataError: The classes do not fit; see `labelled.check_classes`.
         CheckpointError: The folder holds the probes of another training.
-        TrainingError: No probe has finite weights.
+        ConfigError: No probe has finite weights, or the model has too few blocks.
     """
     check_classes(train, test)
     if max(config.blocks) > encoder.depth:

@@ -38,7 +38,8 @@ def nearest(
     # One buffer for all tiles: asking the system for fresh memory each time takes a fifth of the product's time.
     buffer = queries.new_empty(size, min(tile, len(bank)))
     for start in range(0, len(bank), tile):
-        vectors = F.normalize(bank[start : start + tile].float(), dim=1)
+        vectors = bank[start : start + tile].float()
+        vectors = vectors / vectors.norm(dim=1, keepdim=True).clamp_(min=1e-12)
         whole = len(vectors) == buffer.shape[1]
         cosine = torch.mm(queries, vectors.T, out=buffer) if whole else queries @ vectors.T
         if first is not None:
