@@ -1,7 +1,6 @@
 """Exact nearest neighbours by cosine, over a bank of any size in bounded memory."""
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
