@@ -9,6 +9,8 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 
 from dinov2_zoo.cli import parse
 from dinov2_zoo.config import DistillConfig, PretrainConfig
+from dinov2_zoo.config.evaluate import EvaluateConfig
+from dinov2_zoo.evaluation.suite import TASKS, parse_tasks
 
 CONFIGS = Path(__file__).resolve().parent.parent / "recipes/configs"
 DISTILL = {"demo", "one_gpu", "paper_vits14", "chain_distill"}
@@ -21,7 +23,12 @@ def read(name):
 
 
 def test_no_preset_is_forgotten_here():
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == DISTILL | PRETRAIN
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == DISTILL | PRETRAIN | {"evaluate_demo"}
+
+
+def test_the_evaluation_demo_runs_every_task():
+    config = parse(EvaluateConfig, ["--config", str(CONFIGS / "evaluate_demo.yaml")], resumes=False)[0]
+    assert parse_tasks(config.tasks, config.data) == list(TASKS)
 
 
 @pytest.mark.parametrize("name", sorted(DISTILL | PRETRAIN))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny_encoder, together
+from stand_ins import tiny_encoder, together
 
 from dinov2_zoo.config.depth import DepthConfig
 from dinov2_zoo.errors import ConfigError, DataError

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tiny import Part, tiny_encoder
+from stand_ins import Part, tiny_encoder
 
 from dinov2_zoo.data.decode import decode
 from dinov2_zoo.data.preprocess import eval_image

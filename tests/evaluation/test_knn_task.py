@@ -3,7 +3,7 @@
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny_encoder, together
+from stand_ins import tiny_encoder, together
 
 from dinov2_zoo.config.classification import KnnConfig
 from dinov2_zoo.data.sources import open_source

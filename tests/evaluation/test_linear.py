@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from stand_ins import tiny_encoder, together
 from test_knn_task import colours
-from tiny import tiny_encoder, together
 from torch import nn
 
 from dinov2_zoo.config.classification import LinearConfig

@@ -5,8 +5,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
+from stand_ins import tiny_encoder
 from test_knn_task import colours
-from tiny import tiny_encoder
 
 from dinov2_zoo.config.classification import LogisticConfig
 from dinov2_zoo.evaluation.logistic import evaluate_logistic, fit_logistic, predict

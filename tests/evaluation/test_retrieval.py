@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score
+from stand_ins import tiny_encoder, together
 from test_knn_task import colours
-from tiny import tiny_encoder, together
 
 from dinov2_zoo.config.retrieval import RetrievalConfig
 from dinov2_zoo.data.sources import open_source

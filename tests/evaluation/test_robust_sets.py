@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny_encoder
+from stand_ins import tiny_encoder
 
 from dinov2_zoo.config.classification import LinearConfig
 from dinov2_zoo.errors import DataError

@@ -5,7 +5,7 @@ import pytest
 import torch
 from cutout_folder import draw_cutouts
 from PIL import Image
-from tiny import Part, tiny_encoder, together
+from stand_ins import Part, tiny_encoder, together
 from torch import nn
 
 from dinov2_zoo.config.segmentation import SegmentationConfig

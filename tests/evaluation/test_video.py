@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from cutout_folder import draw_cutouts
 from PIL import Image
-from tiny import tiny_encoder, together
+from stand_ins import tiny_encoder, together
 
 from dinov2_zoo.config.video import VideoConfig
 from dinov2_zoo.errors import DataError
