@@ -140,7 +140,7 @@ def evaluate(config: EvaluateConfig) -> None:
         console = Console(soft_wrap=True, highlight=False, quiet=not runtime.is_main)
         found = evaluate_models(config, runtime, lambda line: console.print(line, markup=False))
         records = {measured.subject.name: measured.records for measured in found}
-        console.print(terminal_table(results_table(records), left=(1, 2), folds=1))
+        console.print(terminal_table(results_table(records), left=(1,)))
         for measured in found:
             console.print(f"{measured.subject.name}: records in {measured.subject.folder}", markup=False)
 

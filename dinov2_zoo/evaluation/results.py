@@ -1,6 +1,6 @@
 """The table of an evaluation: what was measured here, and beside it what the paper reports for its models."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dinov2_zoo.evaluation.paper import published
@@ -32,16 +32,28 @@ def results_table(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
                 rows.setdefault(key, {})[model] = entry["figures"][name]
     paper = {key: published(key[0], key[1]) for key in rows}
     theirs = list(dict.fromkeys(model for found in paper.values() for model in found))
-    columns = ["task", "images", "figure", *records, *(f"{model}, paper" for model in theirs)]
+    columns = ["task", "figure", *records, *(f"{model}, paper" for model in theirs)]
+    sources: dict[str, list[str]] = {}
+    for task, source, _ in rows:
+        sources.setdefault(task, []).append(source)
     cells: list[list[Cell]] = []
     for key, found in rows.items():
         task, source, name = key
         percent = name not in UNITS
         # Percent with one decimal; the table's own rule is for figures of any size.
         mine = [_percent(found.get(model)) if percent else found.get(model) for model in records]
-        cells.append([task, source, WORDS.get(name) or UNITS.get(name) or name, *mine, *map(paper[key].get, theirs)])
-    note = "Whether two figures may be compared is written in the records: data, settings, versions."
-    return Table("Evaluation", columns, cells, note)
+        title = task if len(sources[task]) == 1 else f"{task}, {source}"
+        cells.append([title, WORDS.get(name) or UNITS.get(name) or name, *mine, *map(paper[key].get, theirs)])
+    return Table("Evaluation", columns, cells, f"{_images(rows)} What else figures depend on stands in the records.")
+
+
+def _images(rows: Iterable[tuple[str, str, str]]) -> str:
+    """Which tasks saw which images."""
+    tasks: dict[str, list[str]] = {}
+    for task, source, _ in rows:
+        tasks.setdefault(source, []).append(task)
+    said = [f"{source} ({', '.join(dict.fromkeys(found))})" for source, found in tasks.items()]
+    return f"Images: {'; '.join(said)}."
 
 
 def _figures(entry: Mapping[str, Any]) -> list[tuple[str, str]]:

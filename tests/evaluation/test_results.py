@@ -15,11 +15,14 @@ def test_rows_are_tasks_and_columns_models_with_a_gap_where_one_was_not_measured
             "student": [record("knn", "/x", "top1", top1=0.5)],
         }
     )
-    assert table.columns == ["task", "images", "figure", "teacher", "student"]
-    assert table.text_rows() == [
-        ["knn", "/x", "top-1, %", "87.6", "50.0"],
-        ["depth:lin4", "/y", "RMSE, m", "0.500", "-"],
-    ]
+    assert table.columns == ["task", "figure", "teacher", "student"]
+    assert table.text_rows() == [["knn", "top-1, %", "87.6", "50.0"], ["depth:lin4", "RMSE, m", "0.500", "-"]]
+    assert table.note.startswith("Images: /x (knn); /y (depth:lin4).")
+
+
+def test_one_task_on_two_data_sets_has_two_rows():
+    table = results_table({"a": [record("knn", "/x", "top1", top1=0.5), record("knn", "/y", "top1", top1=0.25)]})
+    assert table.text_rows() == [["knn, /x", "top-1, %", "50.0"], ["knn, /y", "top-1, %", "25.0"]]
 
 
 def test_the_papers_models_stand_beside_their_data_sets_only():
@@ -32,8 +35,8 @@ def test_the_papers_models_stand_beside_their_data_sets_only():
             ]
         }
     )
-    assert table.columns[4:] == ["vits14, paper", "vitb14, paper", "vitl14, paper", "vitg14, paper"]
-    rows = {row[0]: row[3:] for row in table.text_rows()}
+    assert table.columns[3:] == ["vits14, paper", "vitb14, paper", "vitl14, paper", "vitg14, paper"]
+    rows = {row[0]: row[2:] for row in table.text_rows()}
     assert rows["depth:lin4"] == ["0.400", "0.417", "0.362", "0.333", "0.298"]
     assert rows["retrieval"][0] == "60.0" and rows["retrieval/hard"] == ["30.0", "43.2", "49.5", "54.0", "52.3"]
     assert rows["linear"][1] == "81.1" and rows["linear/imagenet-a"][:2] == ["50.0", "33.5"]
