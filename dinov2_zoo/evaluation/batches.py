@@ -2,42 +2,32 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from typing import TypeVar
 
 import torch
 
 from dinov2_zoo.data.augment import generator
 from dinov2_zoo.errors import ConfigError, DataError
+from dinov2_zoo.evaluation.processes import Processes
 
 T = TypeVar("T")
 
 
-def endless_batches(
-    length: int,
-    read: Callable[[int, torch.Generator], T],
-    *,
-    batch_size: int,
-    seed: int,
-    start: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    workers: int = 2,
-) -> Iterator[list[T]]:
-    """This process's part of every batch, without end, from batch `start`.
+def batch_indices(
+    length: int, *, batch_size: int, processes: Processes, start: int = 0, seed: int = 0
+) -> Iterator[list[tuple[int, int]]]:
+    """Epoch and index of this process's items of every batch, without end, from batch `start`.
 
-    Each epoch is a new order; an epoch's last items join the next one's first in a batch. Order and the generators
-    given to `read` follow from (seed, epoch, index), so a resumed run sees what an uninterrupted one would, whatever
-    the workers.
+    Each epoch is a new order; an epoch's last items join the next one's first in a batch. All follows from the seed, so
+    a resumed run sees what an uninterrupted one would.
 
     Args:
         length: Number of items.
-        read: Gives item `index`, with a generator for all its randomness.
         batch_size: Over all processes.
-        seed: Of order and generators.
+        processes: Share each batch.
         start: Batch to begin at.
-        rank: This process.
-        world_size: Processes.
-        workers: Threads that read, one batch ahead.
+        seed: Of the order.
 
     Raises:
         DataError: There are no items.
@@ -45,29 +35,58 @@ def endless_batches(
     """
     if length == 0:
         raise DataError("There are no images to train a head on: check the path.")
-    if batch_size % world_size:
-        raise ConfigError(f"A batch of {batch_size} does not divide among {world_size} processes: use a multiple.")
+    if batch_size % processes.world_size:
+        raise ConfigError(
+            f"A batch of {batch_size} does not divide among {processes.world_size} processes: use a multiple."
+        )
     orders: dict[int, list[int]] = {}
+    for first in count(start * batch_size, batch_size):
+        last = first + batch_size - 1
+        epochs = range(first // length, last // length + 1)
+        # Those of before are dropped, those already drawn are kept.
+        orders = {epoch: orders.get(epoch) or _order(length, seed, epoch) for epoch in epochs}
+        places = [divmod(number, length) for number in range(first + processes.rank, last + 1, processes.world_size)]
+        yield [(epoch, orders[epoch][position]) for epoch, position in places]
 
-    def item(number: int) -> T:
-        epoch, position = divmod(number, length)
-        index = orders[epoch][position]
+
+def _order(length: int, seed: int, epoch: int) -> list[int]:
+    return torch.randperm(length, generator=generator("order", seed, epoch)).tolist()
+
+
+def endless_batches(
+    length: int,
+    read: Callable[[int, torch.Generator], T],
+    *,
+    batch_size: int,
+    processes: Processes,
+    start: int = 0,
+    seed: int = 0,
+    workers: int = 2,
+) -> Iterator[list[T]]:
+    """What the items of `batch_indices` give, read in threads one batch ahead.
+
+    Args:
+        length: Number of items.
+        read: Gives item `index`, with a generator that follows from (seed, epoch, index) for all its randomness.
+        batch_size: Over all processes.
+        processes: Share each batch.
+        start: Batch to begin at.
+        seed: Of order and generators.
+        workers: Threads.
+
+    Raises:
+        DataError: There are no items.
+        ConfigError: The batch does not divide among the processes.
+    """
+
+    def item(place: tuple[int, int]) -> T:
+        epoch, index = place
         return read(index, generator("items", seed, epoch, index))
 
-    def numbers(batch: int) -> range:
-        first = batch * batch_size
-        for epoch in range(first // length, (first + batch_size - 1) // length + 1):
-            if epoch not in orders:
-                orders[epoch] = torch.randperm(length, generator=generator("order", seed, epoch)).tolist()
-        return range(first + rank, first + batch_size, world_size)
-
+    indices = batch_indices(length, batch_size=batch_size, processes=processes, start=start, seed=seed)
     with ThreadPoolExecutor(workers) as pool:
-        ahead = pool.map(item, numbers(start))
-        batch = start
+        ahead = pool.map(item, next(indices))
         while True:
             found = list(ahead)
-            batch += 1
-            for epoch in [epoch for epoch in orders if epoch < batch * batch_size // length]:
-                del orders[epoch]
-            ahead = pool.map(item, numbers(batch))
+            ahead = pool.map(item, next(indices))
             yield found

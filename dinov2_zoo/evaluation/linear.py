@@ -21,7 +21,7 @@ from dinov2_zoo.data.holdout import split_by_class
 from dinov2_zoo.data.preprocess import normalise, to_uint8
 from dinov2_zoo.data.sources import Source
 from dinov2_zoo.errors import CheckpointError, ConfigError, DataError
-from dinov2_zoo.evaluation.batches import endless_batches
+from dinov2_zoo.evaluation.batches import batch_indices, endless_batches
 from dinov2_zoo.evaluation.encoder import LayeredEncoder
 from dinov2_zoo.evaluation.feature_store import Kind, last_features, source_checksum, stored_features
 from dinov2_zoo.evaluation.labelled import check_classes, facts, skipped_notes
@@ -161,16 +161,8 @@ Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 
 def _cached(features: Tensor, labels: Tensor, config: LinearConfig, processes: Processes) -> Batches:
     def batches(start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for rows in endless_batches(
-            len(labels),
-            lambda index, _: index,
-            batch_size=config.batch_size,
-            seed=0,
-            start=start,
-            rank=processes.rank,
-            world_size=processes.world_size,
-            workers=1,
-        ):
+        for batch in batch_indices(len(labels), batch_size=config.batch_size, processes=processes, start=start):
+            rows = [index for _, index in batch]
             yield features[rows], labels[rows]
 
     return batches
@@ -195,10 +187,8 @@ def _augmented(
             len(source),
             read,
             batch_size=config.batch_size,
-            seed=0,
+            processes=processes,
             start=start,
-            rank=processes.rank,
-            world_size=processes.world_size,
             workers=config.workers,
         ):
             good = [pair for pair in found if pair is not None]

@@ -4,6 +4,7 @@ from itertools import islice
 
 import pytest
 import torch
+from stand_ins import Part
 
 from dinov2_zoo.errors import ConfigError, DataError
 from dinov2_zoo.evaluation.batches import endless_batches
@@ -13,7 +14,7 @@ def batches(length=7, count=6, **options):
     def read(index, randomness):
         return index, torch.rand((), generator=randomness).item()
 
-    options = {"batch_size": 4, "seed": 0, **options}
+    options = {"batch_size": 4, "processes": Part(0, 1), **options}
     return list(islice(endless_batches(length, read, **options), count))
 
 
@@ -37,7 +38,7 @@ def test_the_order_does_not_depend_on_workers_or_where_one_begins():
 
 
 def test_processes_share_each_batch():
-    halves = [batches(rank=rank, world_size=2) for rank in range(2)]
+    halves = [batches(processes=Part(rank, 2)) for rank in range(2)]
     for whole, left, right in zip(batches(), *halves, strict=True):
         assert sorted(left + right) == sorted(whole) and len(left) == len(right) == 2
 
@@ -50,4 +51,4 @@ def test_nothing_to_read_and_uneven_shares_are_refused():
     with pytest.raises(DataError, match="no images to train a head on"):
         batches(length=0)
     with pytest.raises(ConfigError, match="A batch of 4 does not divide among 3 processes"):
-        batches(world_size=3)
+        batches(processes=Part(0, 3))

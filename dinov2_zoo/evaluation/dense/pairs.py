@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from dinov2_zoo.evaluation.batches import endless_batches
+from dinov2_zoo.evaluation.processes import Processes
 
 
 class PairSource(Protocol):
@@ -46,15 +47,7 @@ Transform = Callable[[Image.Image, Tensor, torch.Generator], tuple[Tensor, Tenso
 
 
 def training_batches(
-    source: PairSource,
-    transform: Transform,
-    *,
-    batch_size: int,
-    seed: int,
-    start: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    workers: int = 2,
+    source: PairSource, transform: Transform, *, batch_size: int, processes: Processes, start: int, workers: int
 ) -> Iterator[PairBatch]:
     """This process's part of every batch, without end, from batch `start`; see `batches.endless_batches`.
 
@@ -62,10 +55,8 @@ def training_batches(
         source: Pairs.
         transform: Augmentation; must give one size.
         batch_size: Over all processes.
-        seed: Of order and augmentation.
+        processes: Share each batch.
         start: Batch to begin at.
-        rank: This process.
-        world_size: Processes.
         workers: Threads that read and augment, one batch ahead.
 
     Raises:
@@ -75,15 +66,6 @@ def training_batches(
     def pair(index: int, randomness: torch.Generator) -> tuple[Tensor, Tensor]:
         return transform(*source.read(index), randomness)
 
-    found = endless_batches(
-        len(source),
-        pair,
-        batch_size=batch_size,
-        seed=seed,
-        start=start,
-        rank=rank,
-        world_size=world_size,
-        workers=workers,
-    )
+    found = endless_batches(len(source), pair, batch_size=batch_size, processes=processes, start=start, workers=workers)
     for pairs in found:
         yield PairBatch(torch.stack([image for image, _ in pairs]), torch.stack([target for _, target in pairs]))

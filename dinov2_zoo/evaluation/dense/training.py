@@ -69,14 +69,7 @@ def train_head(
     )
     last = float("nan")
     stream = training_batches(
-        source,
-        transform,
-        batch_size=batch_size,
-        seed=0,
-        start=done,
-        rank=processes.rank,
-        world_size=processes.world_size,
-        workers=workers,
+        source, transform, batch_size=batch_size, processes=processes, start=done, workers=workers
     )
     head.train()
     for step in range(done, steps):
