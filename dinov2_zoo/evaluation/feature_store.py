@@ -6,7 +6,6 @@ shard's name is finished; its content's digest tells later damage. The number of
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from dinov2_zoo.evaluation.encoder import LayeredEncoder
 from dinov2_zoo.evaluation.features import Features, class_features
 from dinov2_zoo.evaluation.processes import Processes
 from dinov2_zoo.evaluation.record import checksum
+from dinov2_zoo.training.whole_file import whole_file
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, pixels."""
@@ -217,11 +217,9 @@ def _digest(features: Tensor, indices: Tensor) -> str:
 
 
 def _write(path: Path, features: Tensor, indices: Tensor, owner: dict[str, str], skipped: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {**owner, "digest": _digest(features, indices), "skipped": json.dumps(skipped)}
-    aside = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file({"features": features.contiguous(), "index": indices}, aside, metadata)
-    os.replace(aside, path)
+    with whole_file(path) as partial:
+        save_file({"features": features.contiguous(), "index": indices}, partial, metadata)
 
 
 def _read(store: Path, shards: int, owner: dict[str, str], source: Source) -> Stored:

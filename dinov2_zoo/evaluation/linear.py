@@ -1,7 +1,6 @@
 """Linear evaluation: a grid of probes on frozen features, trained on one pass of the backbone (paper B.3)."""
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from dinov2_zoo.evaluation.probe_grid import ProbeGrid, cosine_factor
 from dinov2_zoo.evaluation.processes import Processes
 from dinov2_zoo.evaluation.record import Result, checksum
 from dinov2_zoo.evaluation.robust_sets import RobustSet, robust_accuracy
+from dinov2_zoo.training.whole_file import whole_file
 
 Say = Callable[[str], object]
 HELD_OUT = 0.1
@@ -242,10 +242,8 @@ def _train(
 
 
 def _save(file: Path, grid: ProbeGrid, key: str, step: int) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix(".tmp")
-    save_file({name: t.contiguous() for name, t in grid.state().items()}, aside, {"settings": key, "step": str(step)})
-    os.replace(aside, file)
+    with whole_file(file) as partial:
+        save_file(grid.state(), partial, {"settings": key, "step": str(step)})
 
 
 def _load(file: Path, grid: ProbeGrid, key: str) -> int:

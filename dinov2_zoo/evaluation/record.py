@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from dinov2_zoo.errors import DataError
 from dinov2_zoo.training.run_folder import provenance
+from dinov2_zoo.training.whole_file import whole_file
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,6 @@ def write_record(
         asked: All that the figures depend on: settings, data, precision, the fingerprint of the weights.
         seconds: What it took.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     entry = {
         "model": model,
         "task": task,
@@ -78,9 +77,8 @@ def write_record(
     }
     path = _path(folder, task)
     text = json.dumps(entry, indent=1, default=str) + "\n"
-    aside = path.with_suffix(".tmp")
-    aside.write_text(text)
-    os.replace(aside, path)
+    with whole_file(path) as partial:
+        partial.write_text(text)
     return json.loads(text)
 
 

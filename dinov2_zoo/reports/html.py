@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from PIL import Image
 
 from dinov2_zoo.evaluation.table import Table
 from dinov2_zoo.reports.curves import curves, read_metrics
+from dinov2_zoo.training.whole_file import whole_file
 
 # A page with a picture per photo stays below a few MB, and feature colours have no text for JPEG to blur.
 JPEG_QUALITY = 88
@@ -59,9 +59,8 @@ def write_report(
         config=list(flatten(config or {})),
         provenance=list(flatten(provenance or {})),
     )
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        partial.write_text(page, encoding="utf-8")
 
 
 def data_uri(picture: Image.Image) -> str:

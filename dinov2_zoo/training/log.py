@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dinov2_zoo.config import LogConfig
 from dinov2_zoo.data.batch import Skipped
+from dinov2_zoo.training.whole_file import whole_file
 
 # Seconds between lines where there is no terminal: often enough that a watcher of a CI log sees life.
 PLAIN_EVERY = 20.0
@@ -133,6 +134,5 @@ def truncate_metrics(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except json.JSONDecodeError:
             break  # the process died while it wrote this line
-    partial = path.with_suffix(".part")
-    partial.write_text("".join(kept))
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text("".join(kept))

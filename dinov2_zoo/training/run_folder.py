@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from dinov2_zoo.errors import ConfigError
 from dinov2_zoo.training.power import assumed_power
+from dinov2_zoo.training.whole_file import whole_file
 
 try:
     import fcntl
@@ -122,11 +123,10 @@ def claim_run_folder(folder: Path, config: dict[str, Any]) -> None:
         if not changed:
             return
         changes = [*before.get("changes", []), {"settings": changed, "provenance": before["provenance"]}]
-    partial = folder / "config.json.part"
     entries = {"config": config, "provenance": provenance(), "power": vars(assumed_power())}
     entries |= {"changes": changes} if changes else {}
-    partial.write_text(json.dumps(entries, indent=2) + "\n")
-    partial.replace(record)
+    with whole_file(record) as partial:
+        partial.write_text(json.dumps(entries, indent=2) + "\n")
 
 
 @contextlib.contextmanager

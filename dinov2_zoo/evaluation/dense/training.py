@@ -1,7 +1,6 @@
 """The training of a head on a frozen encoder: one loop for depth and segmentation, resumable."""
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from dinov2_zoo.errors import CheckpointError, TrainingError
 from dinov2_zoo.evaluation.dense.pairs import PairBatch, PairSource, Transform, training_batches
 from dinov2_zoo.evaluation.processes import Processes, average_gradients
+from dinov2_zoo.training.whole_file import whole_file
 
 SAVED = "head.pt"
 """File of a head's training state in its folder."""
@@ -98,10 +98,9 @@ def train_head(
 
 
 def _save(file: Path, head: nn.Module, optimizer: torch.optim.Optimizer, key: str, step: int) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix(".tmp")
-    torch.save({"head": head.state_dict(), "optimizer": optimizer.state_dict(), "protocol": key, "step": step}, aside)
-    os.replace(aside, file)
+    state = {"head": head.state_dict(), "optimizer": optimizer.state_dict(), "protocol": key, "step": step}
+    with whole_file(file) as partial:
+        torch.save(state, partial)
 
 
 def _load(file: Path, head: nn.Module, optimizer: torch.optim.Optimizer, key: str) -> int:
