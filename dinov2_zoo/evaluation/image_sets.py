@@ -54,7 +54,8 @@ def _imagenet(folder: Path) -> Files:
     flat = [name for name in names if "/" not in name]
     if not flat:
         wnids = sorted({name.split("/")[0] for name in names})
-        return Files(folder, names, [wnids.index(name.split("/")[0]) for name in names], wnids)
+        number = {wnid: place for place, wnid in enumerate(wnids)}
+        return Files(folder, names, [number[name.split("/")[0]] for name in names], wnids)
     list_file = next((place / LIST for place in (folder, folder.parent) if (place / LIST).is_file()), None)
     if list_file is None:
         raise DataError(f"{folder} is flat and has no {LIST}: add one with a line `name class-number` for each image.")

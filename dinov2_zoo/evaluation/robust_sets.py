@@ -91,18 +91,20 @@ def open_robust(text: str, train: Source) -> RobustSet:
     return _READERS[kind](kind, Path(path).expanduser(), train)
 
 
-def _number(folder: str, train: Source, root: Path) -> int:
-    if not train.classes or folder not in train.classes:
+def _numbers(wnids: set[str], train: Source, root: Path) -> dict[str, int]:
+    """Class numbers of folders."""
+    known = {wnid: number for number, wnid in enumerate(train.classes or ())}
+    if unknown := sorted(wnids - known.keys()):
         raise DataError(
-            f"Class {folder} of {root} is not among the training classes: train on folders named by wnid, as in "
+            f"Class {unknown[0]} of {root} is not among the training classes: train on folders named by wnid, as in "
             "imagenet:/path@train."
         )
-    return train.classes.index(folder)
+    return {wnid: known[wnid] for wnid in wnids}
 
 
 def _by_wnid(name: str, root: Path, train: Source) -> RobustSet:
     names = images_below(root)
-    numbers = {wnid: _number(wnid, train, root) for wnid in {name.split("/")[0] for name in names}}
+    numbers = _numbers({name.split("/")[0] for name in names}, train, root)
     labels = [numbers[name.split("/")[0]] for name in names]
     # A and R cover 200 classes, and predictions are sought among these (official protocols).
     allowed = sorted(numbers.values()) if name in ("imagenet-a", "imagenet-r") else None
@@ -124,7 +126,8 @@ def _corrupted(name: str, root: Path, train: Source) -> RobustSet:
     parts = [name.split("/")[-4:] for name in names]
     if odd := next((n for n, p in zip(names, parts, strict=True) if len(p) < 4 or p[0] not in ALEXNET), None):
         raise DataError(f"{root / odd} does not lie in corruption/severity/wnid of ImageNet-C: correct the path.")
-    labels = [_number(part[2], train, root) for part in parts]
+    numbers = _numbers({part[2] for part in parts}, train, root)
+    labels = [numbers[part[2]] for part in parts]
     right = [frozenset([label]) for label in labels]
     return RobustSet(name, Files(root, names, labels), right, corruptions=[part[0] for part in parts])
 

@@ -4,7 +4,7 @@ import difflib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from dinov2_zoo.config import to_dict
@@ -32,6 +32,8 @@ from dinov2_zoo.evaluation.video_sets import open_video
 from dinov2_zoo.training.runtime import Runtime
 
 Say = Callable[[str], object]
+Opened = Callable[[Callable[[str], Any], str], Any]
+"""Opens data by a reader and a line of text, or gives what was opened before."""
 
 # Task: the field of `EvaluationData` that it needs.
 TASKS = {
@@ -76,7 +78,9 @@ def evaluate_models(config: EvaluateConfig, runtime: Runtime, say: Say = lambda 
     tasks = parse_tasks(config.tasks, config.data)
     models = subjects(config.model, config.out)
     # All data are opened before the first model: a wrong path is told now, not after hours.
-    runs = {task: _prepare(task, config) for task in tasks}
+    # Once for all tasks that share them: a walk over ImageNet takes minutes.
+    opened = cache(lambda opener, text: opener(text))
+    runs = {task: _prepare(task, config, opened) for task in tasks}
     found: list[Measured] = []
     for subject in models:
         with runtime.main_first():
@@ -130,27 +134,29 @@ def _settings(task: str, config: EvaluateConfig) -> dict[str, Any]:
     return {**own, "seed": config.runtime.seed, "data": {name: getattr(config.data, name) for name in names}}
 
 
-def _prepare(task: str, config: EvaluateConfig) -> Callable[[LayeredEncoder, Runtime, Subject, Say], Result]:
+def _prepare(
+    task: str, config: EvaluateConfig, opened: Opened
+) -> Callable[[LayeredEncoder, Runtime, Subject, Say], Result]:
     """Open a task's data; what is returned measures a model on them."""
     kind, _, head = task.partition(":")
     data = config.data
     if kind == "depth":
         assert data.depth
-        protocol = partial(evaluate_depth, data=open_depth(data.depth), source=data.depth, head=head)
+        protocol = partial(evaluate_depth, data=opened(open_depth, data.depth), source=data.depth, head=head)
     elif kind == "segmentation":
         assert data.segmentation
-        images = open_segmentation(data.segmentation)
+        images = opened(open_segmentation, data.segmentation)
         protocol = partial(evaluate_segmentation, data=images, source=data.segmentation, head=head)
     elif kind == "retrieval":
         assert data.retrieval
-        protocol = partial(evaluate_retrieval, data=open_retrieval(data.retrieval), source=data.retrieval)
+        protocol = partial(evaluate_retrieval, data=opened(open_retrieval, data.retrieval), source=data.retrieval)
     elif kind == "video":
         assert data.video
-        protocol = partial(evaluate_video, data=open_video(data.video), source=data.video)
+        protocol = partial(evaluate_video, data=opened(open_video, data.video), source=data.video)
     elif kind == "speed":
         return lambda encoder, runtime, _, __: evaluate_speed(encoder, runtime.device, runtime.precision)
     else:
-        protocol = _classification(kind, config)
+        protocol = _classification(kind, config, opened)
     return lambda encoder, runtime, subject, say: protocol(
         encoder,
         config=getattr(config, kind),
@@ -160,10 +166,10 @@ def _prepare(task: str, config: EvaluateConfig) -> Callable[[LayeredEncoder, Run
     )
 
 
-def _classification(kind: str, config: EvaluateConfig) -> Callable[..., Result]:
+def _classification(kind: str, config: EvaluateConfig, opened: Opened) -> Callable[..., Result]:
     data = config.data
     assert data.train
-    train, test = open_labelled(data.train), open_labelled(data.test) if data.test else None
+    train, test = opened(open_labelled, data.train), opened(open_labelled, data.test) if data.test else None
     if kind == "knn":
         return partial(evaluate_knn, train=train, test=test, source=data.train)
     if test is None:

@@ -125,15 +125,15 @@ def _composites(root: Path) -> VideoSet:
         """Two cut-outs cross a photo on straight paths, growing or shrinking a little; one may hide the other."""
         draw = torch.rand(16, generator=generator("clip", index), dtype=torch.float64).tolist()
         chosen = [int(draw[0] * len(cutouts.files)), int(draw[1] * len(cutouts.files))]
+        ground, pieces = backdrop(photos, index, WIDTH, HEIGHT), [cutouts.read(number) for number in chosen]
         frames: list[Image.Image] = []
         masks: list[Image.Image] = []
         for time in range(FRAMES):
-            scene = backdrop(photos, index, WIDTH, HEIGHT)
-            mask = Image.new("L", scene.size, 0)
-            for number, cutout in enumerate(chosen):
+            scene, mask = ground.copy(), Image.new("L", ground.size, 0)
+            for number, cutout in enumerate(pieces):
                 at = draw[2 + 6 * number : 8 + 6 * number]
                 size = (0.3 + 0.25 * at[0]) * HEIGHT * (1 + 0.2 * (at[1] - 0.5) * time / FRAMES)
-                piece = scaled(cutouts.read(cutout), round(size))
+                piece = scaled(cutout, round(size))
                 share = time / (FRAMES - 1)
                 x = ((1 - share) * at[2] + share * at[4]) * (WIDTH - piece.width)
                 y = ((1 - share) * at[3] + share * at[5]) * (HEIGHT - piece.height)
