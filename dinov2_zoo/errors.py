@@ -33,3 +33,9 @@ class Preempted(ZooError):  # noqa: N818 (it is no error)
 
     exit_code = 75
     """EX_TEMPFAIL of sysexits.h: the same command with --resume goes on."""
+
+
+def first_line(error: Exception) -> str:
+    """What another library's error says first, without its last stop: for the middle of a sentence of ours."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".:") if lines else type(error).__name__

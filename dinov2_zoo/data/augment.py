@@ -7,7 +7,8 @@ Numbers: official `augmentations.py` and `transforms.py` of DINOv2, unless said 
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +62,14 @@ def seed_of(*key: int | str) -> int:
     """
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+@contextmanager
+def seeded(seed: int) -> Generator[None, None, None]:
+    """Let torch's own randomness on the CPU, as of new layers, follow from a seed within the block."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def draw_view(width: int, height: int, view: int, config: CropConfig, source: torch.Generator) -> View:

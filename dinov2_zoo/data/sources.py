@@ -10,7 +10,7 @@ from PIL import Image
 from dinov2_zoo.data.decode import DecodeError
 from dinov2_zoo.data.package_photos import open_package
 from dinov2_zoo.data.tar_shards import IMAGE_EXTENSIONS, TarShards, expand, looked_for
-from dinov2_zoo.errors import DataError
+from dinov2_zoo.errors import DataError, first_line
 
 if TYPE_CHECKING:
     import datasets
@@ -281,7 +281,7 @@ def _open_parquet(text: str) -> Table:
         rows: Any = datasets.Dataset.from_parquet(paths)
     # pyarrow, fsspec and datasets each raise their own kinds for a file that is not parquet.
     except Exception as error:
-        raise DataError(f"{text} cannot be read as parquet ({_first_line(error)}): check the files.") from error
+        raise DataError(f"{text} cannot be read as parquet ({first_line(error)}): check the files.") from error
     return _table(rows, text)
 
 
@@ -292,7 +292,7 @@ def _open_saved(path: Path) -> Table:
         rows: Any = datasets.load_from_disk(str(path))
     # As above: many kinds, one remedy.
     except Exception as error:
-        raise DataError(f"{path} cannot be read ({_first_line(error)}): save the dataset again.") from error
+        raise DataError(f"{path} cannot be read ({first_line(error)}): save the dataset again.") from error
     return _table(rows, str(path))
 
 
@@ -309,12 +309,7 @@ def _open_hub(text: str) -> Table:
     # No network, no such dataset, no access, no such split: datasets, huggingface_hub and httpx have a kind for each.
     except Exception as error:
         raise DataError(
-            f"hf:{text} cannot be loaded ({_first_line(error)}): check name, config and split; without a network, set "
+            f"hf:{text} cannot be loaded ({first_line(error)}): check name, config and split; without a network, set "
             "HF_HUB_OFFLINE=1 and HF_DATASETS_OFFLINE=1 if the dataset is cached, or name a local folder."
         ) from error
     return _table(rows, f"hf:{text}")
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".:") if lines else type(error).__name__

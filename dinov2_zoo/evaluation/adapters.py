@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dinov2_zoo.errors import ConfigError, HubError
+from dinov2_zoo.data.augment import seeded
+from dinov2_zoo.errors import ConfigError, HubError, first_line
 from dinov2_zoo.evaluation.encoder import (
     BackboneEncoder,
     Layer,
@@ -53,10 +54,8 @@ def open_encoder(
     if colon and kind == "transformers":
         return TransformersEncoder(_transformers(name).to(device), autocast)
     if colon and kind == "untrained":
-        generator = torch.random.get_rng_state()
-        torch.manual_seed(seed)
-        model = Dinov2Model(model_config(name)).eval()
-        torch.random.set_rng_state(generator)
+        with seeded(seed):
+            model = Dinov2Model(model_config(name)).eval()
         return BackboneEncoder(model.to(device), autocast)
     return BackboneEncoder(Dinov2Model.from_pretrained(source, device=device), autocast)
 
@@ -198,7 +197,7 @@ def _timm(name: str) -> nn.Module:
             continue
         # No such model, no weights, no network: timm and huggingface_hub raise many kinds.
         except Exception as error:
-            raise HubError(f"timm cannot load {name} ({_first_line(error)}): check name and network.") from error
+            raise HubError(f"timm cannot load {name} ({first_line(error)}): check name and network.") from error
     raise ConfigError(f"timm cannot build {name}: choose another model.")
 
 
@@ -211,12 +210,7 @@ def _transformers(name: str) -> nn.Module:
         net = AutoModel.from_pretrained(name, dtype=torch.float32)
     # As above: many kinds, one remedy.
     except Exception as error:
-        raise HubError(f"transformers cannot load {name} ({_first_line(error)}): check name and network.") from error
+        raise HubError(f"transformers cannot load {name} ({first_line(error)}): check name and network.") from error
     if not hasattr(net, "layernorm") or not hasattr(net.config, "patch_size"):
         raise ConfigError(f"{name} is no Vision Transformer ({type(net).__name__}): evaluate {KINDS}.")
     return net
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".:") if lines else type(error).__name__

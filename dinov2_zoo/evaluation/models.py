@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dinov2_zoo.errors import ConfigError
-
-FOLDER = "evaluation"
-"""Of a run, for the records of its student."""
+from dinov2_zoo.hub.card import EVALUATION
 
 
 @dataclass(frozen=True)
@@ -56,4 +54,4 @@ def _beside(source: str) -> Path | None:
     """Where a run keeps the records of its student, if that is what the source is."""
     path = Path(source)
     run = path.parent
-    return run / FOLDER if path.name == "student" and (run / "config.json").is_file() else None
+    return run / EVALUATION if path.name == "student" and (run / "config.json").is_file() else None

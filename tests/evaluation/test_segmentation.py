@@ -131,7 +131,7 @@ def test_mirror_images_make_the_result_mirror_too():
     nn.init.normal_(head.conv.weight)
     for seed in range(30):  # the norm's statistics
         images = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(seed))
-        head(token_maps(encoder, images, 4)[0])
+        head(token_maps(encoder, images, 4))
     head.eval()
     photo = Image.fromarray(torch.randint(0, 256, (40, 60, 3), dtype=torch.uint8).numpy())
 

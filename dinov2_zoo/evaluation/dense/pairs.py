@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -9,6 +10,8 @@ from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor
 
+from dinov2_zoo.data.decode import DecodeError, decode
+from dinov2_zoo.errors import DataError
 from dinov2_zoo.evaluation.batches import endless_batches
 from dinov2_zoo.evaluation.processes import Processes
 
@@ -31,6 +34,29 @@ class PairSource(Protocol):
     def name(self, index: int, /) -> str:
         """Where the photo is from, for messages."""
         ...
+
+
+def read_photo(path: Path, target: Path, target_size: tuple[int, int]) -> Image.Image:
+    """The photo of a pair, RGB.
+
+    Args:
+        path: Of the photo.
+        target: Path of its target, for messages.
+        target_size: Height and width of the target, pixels.
+
+    Raises:
+        DataError: It cannot be read, or is of another size than its target.
+    """
+    try:
+        photo = decode(path.read_bytes())
+    except (OSError, DecodeError) as error:
+        raise DataError(f"{path} cannot be read ({error}): fetch it again.") from error
+    if (photo.height, photo.width) != target_size:
+        raise DataError(
+            f"{target} has {target_size[1]} x {target_size[0]} pixels, {path} {photo.width} x {photo.height}: give "
+            "targets of the photo's size."
+        )
+    return photo
 
 
 @dataclass(frozen=True)

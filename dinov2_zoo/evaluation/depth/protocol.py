@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from dinov2_zoo.config import to_dict
 from dinov2_zoo.config.depth import DepthConfig
+from dinov2_zoo.data.augment import seeded
 from dinov2_zoo.data.preprocess import normalise, to_uint8
 from dinov2_zoo.errors import ConfigError
+from dinov2_zoo.evaluation.dense.filling import filled_up, without_filling
 from dinov2_zoo.evaluation.dense.pairs import PairBatch
 from dinov2_zoo.evaluation.dense.training import train_head, warmup
 from dinov2_zoo.evaluation.depth.augment import DepthAugmentation
@@ -54,13 +56,10 @@ def depth_head(head: str, dim: int, min_depth: float, max_depth: float) -> nn.Mo
     """
     if head == "dpt" and dim % 8:
         raise ConfigError(f"depth:dpt needs a model whose width is a multiple of 8, not {dim}: use depth:lin4.")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return (
-            DptHead(dim, min_depth)
-            if head == "dpt"
-            else BinsHead(dim, 1 if head == "lin1" else 4, min_depth, max_depth)
-        )
+    with seeded(0):
+        if head == "dpt":
+            return DptHead(dim, min_depth)
+        return BinsHead(dim, 1 if head == "lin1" else 4, min_depth, max_depth)
 
 
 def predict_depth(
@@ -83,16 +82,12 @@ def predict_depth(
         flip: Average with the mirror image.
     """
     height, width = images.shape[2:]
-    patch = encoder.patch_size
-    below, right = -height % patch, -width % patch
-    top, left = below // 2, right // 2
-    layers = encoder.layers(F.pad(images, (left, right - left, top, below - top)), blocks, norm=False)
-    found = head(layers)
+    whole = filled_up(images, encoder.patch_size)
+    found = head(encoder.layers(whole, blocks, norm=False))
     if reference:
         depth = _resized(found, height, width)[:, 0]
     else:
-        whole = _resized(found, height + below, width + right)[:, 0]
-        depth = whole[:, top : top + height, left : left + width]
+        depth = without_filling(_resized(found, whole.shape[2], whole.shape[3]), height, width)[:, 0]
     if flip:
         mirrored = predict_depth(encoder, head, blocks, images.flip(3), reference=reference)
         depth = (depth + mirrored.flip(2)) / 2

@@ -11,10 +11,10 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from dinov2_zoo.data.decode import DecodeError, decode
+from dinov2_zoo.data.decode import decode
 from dinov2_zoo.data.package_photos import packaged_path
 from dinov2_zoo.errors import DataError
-from dinov2_zoo.evaluation.dense.pairs import PairSource
+from dinov2_zoo.evaluation.dense.pairs import PairSource, read_photo
 from dinov2_zoo.evaluation.depth.metrics import Mask
 from dinov2_zoo.evaluation.image_sets import images_below
 from dinov2_zoo.evaluation.record import DataFacts, checksum
@@ -102,16 +102,8 @@ class DepthFiles:
     def read(self, index: int) -> tuple[Image.Image, Float[Tensor, "H W"]]:
         """See `PairSource.read`."""
         photo_file, depth_file = self._pairs[index]
-        try:
-            photo = decode(photo_file.read_bytes())
-        except (OSError, DecodeError) as error:
-            raise DataError(f"{photo_file} cannot be read ({error}): fetch it again.") from error
         depth = _metres(depth_file, self._scale)
-        if tuple(depth.shape) != (photo.height, photo.width):
-            raise DataError(
-                f"{depth_file} has {depth.shape[1]} x {depth.shape[0]} pixels, {photo_file} {photo.width} x "
-                f"{photo.height}: give depth of the photo's size."
-            )
+        photo = read_photo(photo_file, depth_file, (depth.shape[0], depth.shape[1]))
         if self._box:
             left, top, right, bottom = self._box(photo.width, photo.height)
             photo, depth = photo.crop((left, top, right, bottom)), depth[top:bottom, left:right].contiguous()

@@ -1,10 +1,10 @@
 """The linear segmentation head: batch norm and a 1x1 convolution on patch tokens (paper 7.4; released heads)."""
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dinov2_zoo.data.augment import seeded
 from dinov2_zoo.evaluation.dense.synced_norm import SyncedNorm
 from dinov2_zoo.evaluation.processes import Processes
 
@@ -40,6 +40,5 @@ class LinearHead(nn.Module):
 
 def linear_head(channels: int, classes: int, processes: Processes) -> LinearHead:
     """An untrained head; the same weights each time."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         return LinearHead(channels, classes, processes)

@@ -16,6 +16,7 @@ from dinov2_zoo.config import to_dict
 from dinov2_zoo.config.segmentation import SegmentationConfig
 from dinov2_zoo.data.preprocess import normalise, to_uint8
 from dinov2_zoo.errors import ConfigError
+from dinov2_zoo.evaluation.dense.filling import filled_up, without_filling
 from dinov2_zoo.evaluation.dense.pairs import PairBatch
 from dinov2_zoo.evaluation.dense.training import train_head, warmup
 from dinov2_zoo.evaluation.encoder import LayeredEncoder
@@ -33,30 +34,20 @@ MS_SCALE = 1.25
 """Short side and crop of "+ms" beside those of "linear": 640 for 512 (official)."""
 
 
-def token_maps(
-    encoder: LayeredEncoder, images: Float[Tensor, "B 3 H W"], blocks: int
-) -> tuple[Float[Tensor, "B C h w"], tuple[int, int]]:
-    """Normed patch tokens of the last blocks side by side, of images filled up around to multiples of the patch.
-
-    Returns:
-        The map, and how many pixels were added above and left.
-    """
-    below, right = (-side % encoder.patch_size for side in images.shape[2:])
-    top, left = below // 2, right // 2
-    padded = F.pad(images, (left, right - left, top, below - top))
-    layers = encoder.layers(padded, range(encoder.depth - blocks, encoder.depth), norm=True)
-    return torch.cat([layer.patches for layer in layers], 1), (top, left)
+def token_maps(encoder: LayeredEncoder, images: Float[Tensor, "B 3 H W"], blocks: int) -> Float[Tensor, "B C h w"]:
+    """Normed patch tokens of the last blocks side by side, of images whose sides are multiples of the patch."""
+    layers = encoder.layers(images, range(encoder.depth - blocks, encoder.depth), norm=True)
+    return torch.cat([layer.patches for layer in layers], 1)
 
 
 def pixel_logits(
     encoder: LayeredEncoder, head: nn.Module, images: Float[Tensor, "B 3 H W"], blocks: int
 ) -> Float[Tensor, "B K H W"]:
     """Scores of every pixel: those of the tokens enlarged, without what was filled up around the image."""
-    height, width = images.shape[2:]
-    tokens, (top, left) = token_maps(encoder, images, blocks)
-    sides = [side * encoder.patch_size for side in tokens.shape[2:]]
-    large = F.interpolate(head(tokens), sides, mode="bilinear", align_corners=False)
-    return large[:, :, top : top + height, left : left + width]
+    whole = filled_up(images, encoder.patch_size)
+    scores = head(token_maps(encoder, whole, blocks))
+    large = F.interpolate(scores, whole.shape[2:], mode="bilinear", align_corners=False)
+    return without_filling(large, images.shape[2], images.shape[3])
 
 
 @torch.no_grad()

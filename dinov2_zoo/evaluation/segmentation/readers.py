@@ -10,9 +10,8 @@ from jaxtyping import Int64
 from PIL import Image
 from torch import Tensor
 
-from dinov2_zoo.data.decode import DecodeError, decode
 from dinov2_zoo.errors import DataError
-from dinov2_zoo.evaluation.dense.pairs import PairSource
+from dinov2_zoo.evaluation.dense.pairs import PairSource, read_photo
 from dinov2_zoo.evaluation.image_sets import images_below
 from dinov2_zoo.evaluation.record import DataFacts, checksum
 from dinov2_zoo.evaluation.segmentation.composites import open_composites
@@ -68,16 +67,8 @@ class MaskedFiles:
     def read(self, index: int) -> tuple[Image.Image, Int64[Tensor, "H W"]]:
         """See `PairSource.read`."""
         photo_file, mask_file = self._pairs[index]
-        try:
-            photo = decode(photo_file.read_bytes())
-        except (OSError, DecodeError) as error:
-            raise DataError(f"{photo_file} cannot be read ({error}): fetch it again.") from error
         numbers = mask_numbers(mask_file)
-        if numbers.shape != (photo.height, photo.width):
-            raise DataError(
-                f"{mask_file} has {numbers.shape[1]} x {numbers.shape[0]} pixels, {photo_file} {photo.width} x "
-                f"{photo.height}: give masks of the photo's size."
-            )
+        photo = read_photo(photo_file, mask_file, (numbers.shape[0], numbers.shape[1]))
         mask = self._table[numbers]
         if (mask < 0).any():
             unknown = int(numbers[mask < 0][0])
