@@ -13,9 +13,6 @@ from pathlib import Path
 import torch
 from paired import Spread
 
-from dinov2_zoo.checkpoints.find import checkpoints
-from dinov2_zoo.checkpoints.keeper import Keeper
-from dinov2_zoo.checkpoints.resume import state_tensors
 from dinov2_zoo.config import CheckpointConfig, ObjectiveConfig, OptimConfig
 from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.heads import FeatureProjector
@@ -23,6 +20,9 @@ from dinov2_zoo.models.students import build_student
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.models.zoo import model_config
 from dinov2_zoo.objectives.distillation import Distillation
+from dinov2_zoo.training.checkpoints.find import checkpoints
+from dinov2_zoo.training.checkpoints.resume import state_tensors
+from dinov2_zoo.training.checkpoints.writer import CheckpointWriter
 from dinov2_zoo.training.state import TrainState
 
 
@@ -53,11 +53,11 @@ def main() -> None:
             for background in (True, False):
                 run = Path(folder) / str(background)
                 shutil.rmtree(run, ignore_errors=True)
-                with Keeper(run, CheckpointConfig(background=background)) as keeper:
+                with CheckpointWriter(run, CheckpointConfig(background=background)) as writer:
                     before = time.perf_counter()
-                    keeper.save(state)
+                    writer.save(state)
                     wait = time.perf_counter() - before
-                    keeper.wait()
+                    writer.wait()
                     if round_number:
                         waits[background].append(1000 * wait)
                         if background:

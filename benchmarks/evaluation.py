@@ -24,12 +24,12 @@ from dinov2_zoo.config.classification import RATES
 from dinov2_zoo.data.decode import decode
 from dinov2_zoo.data.preprocess import eval_image
 from dinov2_zoo.data.sources import open_source
+from dinov2_zoo.evaluation.classification.knn import knn_accuracy
+from dinov2_zoo.evaluation.classification.probe_grid import ProbeGrid
 from dinov2_zoo.evaluation.depth.bins_head import BinsHead
-from dinov2_zoo.evaluation.encoder import BackboneEncoder, Layer
-from dinov2_zoo.evaluation.feature_store import Kind, stored_features
-from dinov2_zoo.evaluation.knn import knn_accuracy
-from dinov2_zoo.evaluation.probe_grid import ProbeGrid
-from dinov2_zoo.evaluation.processes import Alone
+from dinov2_zoo.evaluation.encoders.encoder import BackboneEncoder, Layer
+from dinov2_zoo.evaluation.encoders.feature_store import Kind, stored_features
+from dinov2_zoo.training.distributed import SingleProcess
 
 
 def report(title: str, pairs: list[tuple[float, float]], against: str) -> None:
@@ -120,7 +120,7 @@ def extraction(options: argparse.Namespace) -> None:
         runs = iter(range(10**6))
 
         def ours() -> object:
-            return stored_features(encoder, source, Path(scratch) / str(next(runs)), kind, processes=Alone())
+            return stored_features(encoder, source, Path(scratch) / str(next(runs)), kind, processes=SingleProcess())
 
         def theirs() -> object:
             images = (eval_image(decode(source.read(index)), options.side) for index in range(len(source)))

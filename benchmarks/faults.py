@@ -26,8 +26,8 @@ from safetensors.torch import load_file
 from skimage import data as photos
 
 from dinov2_zoo import Dinov2Model
-from dinov2_zoo.checkpoints.find import checkpoints, newest_whole
 from dinov2_zoo.config import ModelConfig
+from dinov2_zoo.training.checkpoints.find import checkpoints, newest_whole
 from dinov2_zoo.training.run_folder import holder
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "distill.py"

@@ -21,14 +21,14 @@ from paired import Spread
 
 from dinov2_zoo import Dinov2Model
 from dinov2_zoo.config import CropConfig, LoaderConfig
-from dinov2_zoo.data.holdout import open_split
+from dinov2_zoo.data.heldout import open_split
 from dinov2_zoo.data.loader import train_loader
-from dinov2_zoo.evaluation.agreement import agreement
-from dinov2_zoo.evaluation.encoder import Tokens
-from dinov2_zoo.evaluation.heldout import load_images
+from dinov2_zoo.evaluation.distilled.agreement import agreement
+from dinov2_zoo.evaluation.distilled.heldout import load_images
+from dinov2_zoo.evaluation.encoders.encoder import Tokens
+from dinov2_zoo.initialisation.ridge import fit_maps
 from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.zoo import model_config
-from dinov2_zoo.objectives.closed_form import fit_maps
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 SIZE, HELDOUT, FIT = 112, 32, 240

@@ -59,7 +59,7 @@ def convert(
         to: zoo (the folder that three libraries load), meta, timm or transformers.
         branch: Of a training checkpoint: the average, which is what is released, or the student.
     """
-    from dinov2_zoo.checkpoints.convert import convert as write
+    from dinov2_zoo.hub.convert import convert as write
 
     difference = write(source, target, to, branch=branch)
     Console(soft_wrap=True).print(f"{target} computes what {source} does; largest difference {difference:g}.")

@@ -18,28 +18,29 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from dinov2_zoo.checkpoints.heads import load_heads
-from dinov2_zoo.checkpoints.session import train_run
 from dinov2_zoo.cli import parse, run
 from dinov2_zoo.config import DistillConfig, to_dict
 from dinov2_zoo.data.batch import Batch
-from dinov2_zoo.data.holdout import open_split
+from dinov2_zoo.data.heldout import open_split
 from dinov2_zoo.data.loader import train_loader
 from dinov2_zoo.data.sources import open_source
-from dinov2_zoo.evaluation.heldout import Examiner, Measured, load_images
+from dinov2_zoo.evaluation.distilled.heldout import Examiner, Measured, load_images
 from dinov2_zoo.evaluation.table import terminal_table
 from dinov2_zoo.hub.model import Dinov2Model
 from dinov2_zoo.hub.student import save_student
 from dinov2_zoo.hub.teacher import heads_beside, load_teacher, load_teacher_with_heads
+from dinov2_zoo.initialisation.fitted import LayerwiseStart
+from dinov2_zoo.initialisation.projector import fit_projector
+from dinov2_zoo.initialisation.selected import check_fits, select_weights
 from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.heads import FeatureProjector, PrototypeHead
 from dinov2_zoo.models.students import TimmStudent, build_student
-from dinov2_zoo.models.weight_selection import check_fits, select_weights
 from dinov2_zoo.objectives.distillation import Distillation
-from dinov2_zoo.objectives.layerwise_start import LayerwiseStart
 from dinov2_zoo.reports.distillation import distillation_report, distillation_table
 from dinov2_zoo.training.run_folder import check_run_folder, claim_run_folder
 from dinov2_zoo.training.runtime import Runtime
+from dinov2_zoo.training.session import train_run
+from dinov2_zoo.weights.heads import load_heads
 
 
 def build(config: DistillConfig) -> Distillation:
@@ -88,9 +89,8 @@ def distil(config: DistillConfig, runtime: Runtime, folder: Path, *, resume: str
         load_images(heldout, evaluation.size) if heldout else None, labelled, config=evaluation,
         device=runtime.device, autocast=runtime.autocast, fit_batches=lambda: some_batches(evaluation.fit_images),
     )  # fmt: skip
-    batches(
-        seed=config.runtime.seed, steps=config.optim.steps
-    )  # settings that cannot work fail here, before anything is written
+    # Settings that cannot work fail here, before anything is written.
+    batches(seed=config.runtime.seed, steps=config.optim.steps)
     if runtime.is_main:
         claim_run_folder(folder, to_dict(config))
     runtime.barrier()
@@ -98,7 +98,7 @@ def distil(config: DistillConfig, runtime: Runtime, folder: Path, *, resume: str
     # ---- before: as drawn, and as it starts. All of it follows from the seed, so a resumed run repeats it.
     def measure_start() -> Measured:
         if config.objective.kind == "features":
-            module.fit_projector(some_batches(evaluation.fit_images), device=runtime.device, autocast=runtime.autocast)
+            fit_projector(module, some_batches(evaluation.fit_images), device=runtime.device, autocast=runtime.autocast)
         return examine(module)
 
     say("Measuring the student as it is")

@@ -17,26 +17,26 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dinov2_zoo.checkpoints.heads import load_heads
-from dinov2_zoo.checkpoints.session import train_run
 from dinov2_zoo.cli import parse, run
 from dinov2_zoo.config import PretrainConfig, to_dict
 from dinov2_zoo.data.loader import train_loader
 from dinov2_zoo.data.sources import open_source
-from dinov2_zoo.evaluation.heldout import Examiner
+from dinov2_zoo.evaluation.distilled.heldout import Examiner
 from dinov2_zoo.evaluation.table import terminal_table
 from dinov2_zoo.hub.model import Dinov2Model
 from dinov2_zoo.hub.student import save_branch
 from dinov2_zoo.hub.teacher import heads_beside
+from dinov2_zoo.initialisation.heads import standardise_heads
 from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.heads import PrototypeHead
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.models.zoo import model_config
 from dinov2_zoo.objectives.self_distillation import SelfDistillation
-from dinov2_zoo.objectives.standardised_heads import standardise_heads
 from dinov2_zoo.reports.pretraining import pretraining_report, pretraining_table
 from dinov2_zoo.training.run_folder import check_run_folder, claim_run_folder
 from dinov2_zoo.training.runtime import Runtime
+from dinov2_zoo.training.session import train_run
+from dinov2_zoo.weights.heads import load_heads
 
 
 def build(config: PretrainConfig) -> SelfDistillation:

@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from dinov2_zoo.models.vision_transformer import VisionTransformer
+
 
 @pytest.fixture(autouse=True)
 def one_thread():
@@ -16,3 +18,25 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def lively():
+    """Makes a Vision Transformer whose every parameter is large enough that a mistake anywhere would show."""
+
+    def make(config, seed=0, dtype=torch.float32):
+        torch.manual_seed(seed)
+        model = VisionTransformer(config).to(dtype).eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("gamma"):
+                    parameter.normal_(0.5, 0.1)
+                elif name.endswith(("bias", "pos_embed", "token")):
+                    parameter.normal_(0, 0.5)
+                elif parameter.ndim == 1:
+                    parameter.normal_(1, 0.2)
+                else:
+                    parameter.normal_(0, parameter[0].numel() ** -0.5)
+        return model
+
+    return make

@@ -11,12 +11,14 @@ PACKAGE = ROOT / "dinov2_zoo"
 # A file imports from its own folder or from one further left.
 ARROW = (
     "errors",
+    "files",
     "config",
     "data",
     "models",
     "objectives",
+    "initialisation",
+    "weights",
     "training",
-    "checkpoints",
     "hub",
     "evaluation",
     "curation",
@@ -27,10 +29,10 @@ ARROW = (
 
 # The one place where each outside world is spoken to.
 ONLY_IN = {
-    "accelerate": {"training/runtime.py", "training/launchers.py"},
+    "accelerate": {"training/runtime.py", "training/launchers.py", "training/sharding.py", "training/trackers.py"},
     "huggingface_hub": {"hub/load.py", "hub/card.py"},
     "xformers": {"models/attention.py"},
-    "transformers": {"hub/verify.py", "evaluation/adapters.py"},
+    "transformers": {"hub/verify.py", "evaluation/encoders/adapters.py"},
     "onnxruntime": {"hub/verify.py", "hub/export.py"},
     "jsonargparse": {"cli.py"},
 }

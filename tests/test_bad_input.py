@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from skimage import data as photos
 
 from dinov2_zoo import Dinov2Model
-from dinov2_zoo.checkpoints.heads import save_heads
 from dinov2_zoo.config import HeadConfig, ModelConfig
 from dinov2_zoo.models.heads import PrototypeHead
+from dinov2_zoo.weights.heads import save_heads
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = ModelConfig(embed_dim=32, depth=2, num_heads=2, img_size=28)

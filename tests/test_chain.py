@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from skimage import data as photos
 
 from dinov2_zoo import Dinov2Model
-from dinov2_zoo.checkpoints import session
 from dinov2_zoo.cli import parse
 from dinov2_zoo.config import DistillConfig, PretrainConfig
 from dinov2_zoo.errors import CheckpointError, ConfigError
+from dinov2_zoo.training import session
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = "--crops.global_size 56 --crops.local_size 28 --crops.local_count 2 --loader.batch_size 6 --loader.workers 0"

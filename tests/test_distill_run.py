@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from skimage import data as photos
 
 from dinov2_zoo import Dinov2Model
-from dinov2_zoo.checkpoints import session
 from dinov2_zoo.cli import parse
 from dinov2_zoo.config import DistillConfig, ModelConfig
+from dinov2_zoo.training import session
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = (

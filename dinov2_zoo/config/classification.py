@@ -52,9 +52,9 @@ class LinearConfig:
     path: Literal["augmented", "cached"] = "augmented"
     """"augmented": random crops and flips through the backbone at every step (paper). "cached": features of the
     unaugmented images, computed once: far cheaper, and a little lower."""
-    choose_on: Literal["test", "held_out"] = "test"
+    choose_on: Literal["test", "heldout"] = "test"
     """Which images choose the winner among the probes: "test", as the official code does and thus all published
-    figures, or "held_out", a tenth of the training images that no probe sees."""
+    figures, or "heldout", a tenth of the training images that no probe sees."""
     size: int = 224
     """Image side, pixels (official)."""
     pass_size: int = 64
@@ -83,7 +83,7 @@ class LogisticConfig:
     """Of L-BFGS for each C (official)."""
     tolerance: float = 1e-6
     """Largest gradient entry at which a fit counts as done (chosen here: accuracies no longer change)."""
-    held_out: float = 0.1
+    heldout: float = 0.1
     """Share of each class in the training images that chooses C (official: a tenth of them)."""
     size: int = 224
     """Image side, pixels (official)."""
@@ -94,5 +94,5 @@ class LogisticConfig:
 
     def __post_init__(self) -> None:
         check(self.strengths >= 1 and self.max_iterations >= 1, "logistic.strengths must be at least 1.")
-        check(0 < self.held_out < 1, "logistic.held_out must lie between 0 and 1.")
+        check(0 < self.heldout < 1, "logistic.heldout must lie between 0 and 1.")
         check(self.tolerance > 0, "logistic.tolerance must be above 0.")

@@ -90,7 +90,7 @@ def open_source(text: str) -> Source:
     return _open_folder(path)
 
 
-def set_aside(text: str) -> str | None:
+def heldout_source(text: str) -> str | None:
     """The source that keeps images aside for measuring what was trained on source `text`, if there is one."""
     return "package:photos/heldout" if text.strip() == "package:photos/train" else None
 

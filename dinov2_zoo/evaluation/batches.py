@@ -9,13 +9,13 @@ import torch
 
 from dinov2_zoo.data.augment import generator
 from dinov2_zoo.errors import ConfigError, DataError
-from dinov2_zoo.evaluation.processes import Processes
+from dinov2_zoo.training.distributed import DistributedContext
 
 T = TypeVar("T")
 
 
 def batch_indices(
-    length: int, *, batch_size: int, processes: Processes, start: int = 0, seed: int = 0
+    length: int, *, batch_size: int, processes: DistributedContext, start: int = 0, seed: int = 0
 ) -> Iterator[list[tuple[int, int]]]:
     """Epoch and index of this process's items of every batch, without end, from batch `start`.
 
@@ -58,7 +58,7 @@ def endless_batches(
     read: Callable[[int, torch.Generator], T],
     *,
     batch_size: int,
-    processes: Processes,
+    processes: DistributedContext,
     start: int = 0,
     seed: int = 0,
     workers: int = 2,

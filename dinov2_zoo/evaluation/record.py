@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dinov2_zoo.errors import DataError
+from dinov2_zoo.files import atomic_write
 from dinov2_zoo.training.run_folder import provenance
-from dinov2_zoo.training.whole_file import whole_file
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,12 @@ def write_record(
     }
     path = _path(folder, task)
     text = json.dumps(entry, indent=1, default=str) + "\n"
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text)
     return json.loads(text)
 
 
-def standing(folder: Path, task: str, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+def cached_record(folder: Path, task: str, asked: Mapping[str, Any]) -> dict[str, Any] | None:
     """The record of a task that was measured before with exactly what is asked for now, if there is one."""
     path = _path(folder, task)
     if not path.is_file():

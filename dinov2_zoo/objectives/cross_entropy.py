@@ -27,7 +27,7 @@ def plain_cross_entropy(
     Args:
         bottleneck: The student's unit vectors z.
         prototypes: The student's prototypes w.
-        targets: One or several teacher opinions of each of the n tokens, row by row.
+        targets: One or several teacher targets of each of the n tokens, row by row.
         temperature: The student's.
         weights: Of the tokens; None: 1 each.
     """

@@ -4,8 +4,6 @@ The average never enters a loss (paper, section 5; maintainers). Nothing is mask
 """
 
 import copy
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from jaxtyping import Int64
@@ -16,7 +14,6 @@ from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.errors import ConfigError
 from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.vision_transformer import VisionTransformer
-from dinov2_zoo.objectives.closed_form import fit_maps
 from dinov2_zoo.objectives.features import FeaturesObjective
 from dinov2_zoo.objectives.ibot import sampled_positions
 from dinov2_zoo.objectives.prototypes import PrototypesObjective
@@ -85,32 +82,6 @@ class Distillation(nn.Module):
     def reset_average(self) -> None:
         """Make the average the student as it is now; before sharding, once the student has its first weights."""
         self.ema.load_state_dict(self.student.state_dict())
-
-    def fit_projector(
-        self,
-        batches: Iterable[Batch],
-        *,
-        device: torch.device,
-        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-    ) -> None:
-        """Give features distillation its statistics and its projector's first weights, before sharding.
-
-        Args:
-            batches: This process's share of some training images.
-            device: Where the module is.
-            autocast: Precision of the forward passes.
-        """
-        assert isinstance(self.objective, FeaturesObjective)
-        # The average is an equal copy of the student so far, and in evaluation mode.
-        with autocast():
-            maps = fit_maps(self.ema, self.teacher, batches, device=device)
-        for token, linear_map in zip(("class", "patch"), maps, strict=True):
-            getattr(self.objective, f"{token}_mean").copy_(linear_map.mean)
-            getattr(self.objective, f"{token}_deviation").copy_(linear_map.deviation)
-        for branch in (self.student, self.ema):
-            assert branch.projector is not None
-            maps[0].put_into(branch.projector.class_token, scaled=False)
-            maps[1].put_into(branch.projector.patches, scaled=False)
 
 
 def _check_heads(student: Branch, teacher: Branch) -> tuple[int, int]:

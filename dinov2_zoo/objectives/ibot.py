@@ -27,7 +27,7 @@ def ibot_loss(
     Args:
         patches: The student's patch tokens after the head.
         prototypes: The student's.
-        targets: The teacher's opinion of the same patches.
+        targets: The teacher's target of the same patches.
         temperature: The student's.
         weights: Of the patches (`masked_weights`); None: 1 / n each.
         chunk: Tokens at a time.

@@ -1,4 +1,4 @@
-"""A teacher's opinion of a token, kept as what it is computed from.
+"""A teacher's target of a token, kept as what it is computed from.
 
 Every way of balancing targets ends on a softmax over prototypes, so each is the same object: the token's bottleneck
 vector z, the prototypes w, and one bias per prototype,

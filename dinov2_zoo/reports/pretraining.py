@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
-from dinov2_zoo.evaluation.heldout import KNN_K
+from dinov2_zoo.evaluation.distilled.heldout import KNN_K
 from dinov2_zoo.evaluation.table import Cell, Table
 from dinov2_zoo.reports.curves import read_metrics
 from dinov2_zoo.reports.html import write_report

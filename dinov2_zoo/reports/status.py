@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dinov2_zoo.checkpoints.find import checkpoints
 from dinov2_zoo.errors import ConfigError
 from dinov2_zoo.reports.curves import read_metrics
+from dinov2_zoo.training.checkpoints.find import checkpoints
 from dinov2_zoo.training.run_folder import holder
 
 

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dinov2_zoo.config import LogConfig
 from dinov2_zoo.data.batch import Skipped
-from dinov2_zoo.training.whole_file import whole_file
+from dinov2_zoo.files import atomic_write
 
 # Seconds between lines where there is no terminal: often enough that a watcher of a CI log sees life.
 PLAIN_EVERY = 20.0
@@ -27,7 +27,7 @@ class RunLog:
         steps: Steps of the whole run.
         start: Finished steps; lines of metrics.jsonl beyond it are dropped, for they are about to be made again.
         main: True on rank 0.
-        track: Receives (values, step) of every line, may return a sentence to print: `Runtime.track`.
+        track: Receives (values, step) of every line, may return a sentence to print: `Trackers.log`.
         console: Where people look; default stderr.
     """
 
@@ -134,5 +134,5 @@ def truncate_metrics(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except json.JSONDecodeError:
             break  # the process died while it wrote this line
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text("".join(kept))

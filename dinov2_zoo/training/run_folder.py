@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from dinov2_zoo.errors import ConfigError
+from dinov2_zoo.files import atomic_write
 from dinov2_zoo.training.power import assumed_power
-from dinov2_zoo.training.whole_file import whole_file
 
 try:
     import fcntl
@@ -125,7 +125,7 @@ def claim_run_folder(folder: Path, config: dict[str, Any]) -> None:
         changes = [*before.get("changes", []), {"settings": changed, "provenance": before["provenance"]}]
     entries = {"config": config, "provenance": provenance(), "power": vars(assumed_power())}
     entries |= {"changes": changes} if changes else {}
-    with whole_file(record) as partial:
+    with atomic_write(record) as partial:
         partial.write_text(json.dumps(entries, indent=2) + "\n")
 
 

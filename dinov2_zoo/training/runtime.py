@@ -1,37 +1,30 @@
-"""Processes, devices, precision and sharding: with launchers.py, all that knows accelerate.
+"""Where a run runs: processes, device, precision.
 
-accelerate starts the processes, picks the device and speaks to the trackers. Sharding is torch's own `fully_shard`,
-branch by branch, because accelerate's `prepare` takes one model and we have three (student, EMA, frozen teacher), and
-because it has no FSDP on CPU and does not say so. From accelerate's FSDP plugin we take settings and nothing else.
+accelerate starts the processes and picks the device. It is spoken to here and in launchers.py, sharding.py and
+trackers.py, and nowhere else.
 """
 
 import contextlib
 import gc
-import logging
 import os
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState
-from accelerate.tracking import get_available_trackers
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from dinov2_zoo.config import RuntimeConfig
-from dinov2_zoo.errors import ConfigError, Preempted, TrainingError, ZooError
+from dinov2_zoo.errors import Preempted, TrainingError, ZooError
 from dinov2_zoo.training.launchers import adopt_srun, check_launcher, flag, processes_started, replicas
 from dinov2_zoo.training.precision import choose_precision
+from dinov2_zoo.training.sharding import BLOCK, check_same_weights, gather_state_dict, shard
+from dinov2_zoo.training.trackers import Trackers, check_trackers
 
 T = TypeVar("T")
-
-# Unit of sharding inside a branch: our transformer block, and timm's, bear this class name.
-BLOCK = "Block"
 
 
 class Runtime:
@@ -59,7 +52,7 @@ class Runtime:
 
     def __init__(self, config: RuntimeConfig, *, trackers: Sequence[str] = (), run_dir: Path | str | None = None):
         self.config = config
-        _check_trackers(trackers)
+        check_trackers(trackers)
         adopt_srun()
         check_launcher(config)
         # cpu=True also cures a trap: launched with an FSDP or multi-GPU file on a machine without GPU, accelerate
@@ -90,7 +83,7 @@ class Runtime:
         # `accelerate launch` sets OMP_NUM_THREADS=1, which would leave all cores but one idle.
         torch.set_num_threads(self.threads)
         torch.manual_seed(config.seed)
-        self._tracking = False
+        self.trackers = Trackers(self._accelerator)
         self._closed = False
 
     def __enter__(self) -> "Runtime":
@@ -118,11 +111,8 @@ class Runtime:
         return contextlib.nullcontext()
 
     def shard(self, module: nn.Module) -> nn.Module:
-        """Move a module to the device and, with several processes, shard each of its children; in place.
+        """Move a module to the device and shard it over the processes, see `sharding.shard`; in place.
 
-        Each child (student, teacher, EMA) becomes a root of its own, its blocks inside it, so it must be called
-        through its `forward`. With accelerate's FSDP file, `fsdp_reshard_after_forward` decides whether blocks are
-        freed between forward and backward; otherwise they stay gathered, which costs memory and saves time.
         Copies (the EMA) must be made before, optimizers after.
 
         Raises:
@@ -130,43 +120,20 @@ class Runtime:
         """
         module.to(self.device)
         if self.world_size > 1:
-            self._check_same_weights(module)
-            names = {BLOCK, *((self._fsdp.transformer_cls_names_to_wrap or ()) if self._fsdp else ())}
-            reshard = bool(self._fsdp.reshard_after_forward) if self._fsdp else False
-            # The mesh is explicit, for the default one would take the GPU even where we were told to stay on the CPU.
-            # Two dimensions are hybrid sharding: shards within a group (a machine), copies across groups.
-            sizes = (self.replicas, self.world_size // self.replicas) if self.replicas > 1 else (self.world_size,)
-            mesh = init_device_mesh(self.device.type, sizes, mesh_dim_names=("copy", "data")[-len(sizes) :])
-            # Blocks travel and compute in bf16. Inputs are not cast, so that the residual stream stays fp32, just as
-            # under autocast on one process. What is outside the blocks (positions, final norm, heads with their
-            # prototypes) is small or sensitive: it is gathered in fp32 and autocast decides. On CPU autocast decides
-            # everywhere, because there layer_norm does not take bf16 weights with fp32 inputs.
-            block_policy, root_policy = MixedPrecisionPolicy(), MixedPrecisionPolicy()
-            if self.precision == "bf16" and self.device.type == "cuda":
-                half, full = torch.bfloat16, torch.float32
-                block_policy = MixedPrecisionPolicy(half, full, full, cast_forward_inputs=False)
-                root_policy = MixedPrecisionPolicy(None, full, full, cast_forward_inputs=False)
-            for branch in [m for m in module.children() if next(m.parameters(), None) is not None]:
-                for block in [m for m in branch.modules() if type(m).__name__ in names]:
-                    fully_shard(block, mesh=mesh, reshard_after_forward=reshard, mp_policy=block_policy)
-                fully_shard(branch, mesh=mesh, reshard_after_forward=reshard, mp_policy=root_policy)
+            check_same_weights(module, self.device)
+            shard(
+                module,
+                self.device,
+                world_size=self.world_size,
+                replicas=self.replicas,
+                plugin=self._fsdp,
+                half=self.precision == "bf16",
+            )
         if self.config.compile:
             for block in module.modules():
                 if BLOCK in {c.__name__ for c in type(block).__mro__}:
                     block.compile()
         return module
-
-    def _check_same_weights(self, module: nn.Module) -> None:
-        """Each process shards its own copy, so copies that differ would become a patchwork, silently."""
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for tensor in module.parameters():
-            total += tensor.detach().double().sum()
-        spread = torch.stack([total, -total])
-        dist.all_reduce(spread, dist.ReduceOp.MAX)
-        if self.any_true(spread.sum().item() != 0):
-            raise TrainingError(
-                "The processes start from different weights: make models after Runtime, which seeds them alike."
-            )
 
     def full_state_dict(self, branch: nn.Module) -> dict[str, Tensor]:
         """All weights of a branch as whole CPU tensors, for export. Every process must call it; only rank 0 gets them.
@@ -174,9 +141,7 @@ class Runtime:
         Returns:
             Parameters and buffers by name on rank 0, an empty dict elsewhere.
         """
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        # Unsharded, torch hands out the live tensors when they are on the CPU already.
-        state = cast(dict[str, Tensor], get_model_state_dict(branch, options=options))
+        state = gather_state_dict(branch)
         return {name: tensor.detach().clone() for name, tensor in state.items()} if self.is_main else {}
 
     # ---------------------------------------------------------------- processes
@@ -244,34 +209,7 @@ class Runtime:
             if found is not None:
                 raise found
 
-    # ---------------------------------------------------------------- trackers and the end
-
-    def start_trackers(self, name: str, config: Mapping[str, Any]) -> str | None:
-        """Open the trackers for a run, if any were asked for; `config` is its nested settings.
-
-        Returns:
-            A sentence to print when they cannot be opened: the run goes on without them. None when all is well.
-        """
-        try:
-            self._accelerator.init_trackers(name, config=_flat(config))
-        except Exception as error:  # whatever a tracker's own client raises
-            return _lost_tracker(error)
-        self._tracking = bool(self._accelerator.log_with)
-        return None
-
-    def track(self, values: Mapping[str, float], step: int) -> str | None:
-        """Send numbers to the trackers; nothing happens where none was started.
-
-        Returns:
-            A sentence to print when that fails: from then on nothing is sent. None when all is well.
-        """
-        if self._tracking:
-            try:
-                self._accelerator.log(dict(values), step=step)
-            except Exception as error:  # whatever a tracker's own client raises
-                self._tracking = False
-                return _lost_tracker(error)
-        return None
+    # ---------------------------------------------------------------- the end
 
     def shutdown(self) -> None:
         """End the run: close trackers, leave the process group. Let go of models and batches before."""
@@ -289,18 +227,6 @@ class Runtime:
         AcceleratorState._reset_state(reset_partial_state=True)  # pyright: ignore[reportPrivateUsage]
 
 
-def _check_trackers(trackers: Sequence[str]) -> None:
-    """Refuse what accelerate would drop: it leaves out a tracker whose package is missing without a word."""
-    have = sorted(str(t) for t in get_available_trackers())
-    for name in trackers:
-        if name not in have:
-            raise ConfigError(
-                f"Tracker `{name}` is unknown to accelerate or its package is not installed (here: "
-                f"{', '.join(have) or 'none'}): `pip install {name}`, or choose another in log.trackers."
-            )
-    logging.getLogger("accelerate.tracking").setLevel(logging.ERROR)
-
-
 @contextlib.contextmanager
 def _without_parallelism() -> Generator[None, None, None]:
     """Hide accelerate's parallelism settings from accelerate, which would make a mesh of its own of them."""
@@ -312,24 +238,8 @@ def _without_parallelism() -> Generator[None, None, None]:
         os.environ.update(hidden | ({"ACCELERATE_USE_PARALLELISM_CONFIG": asked} if asked else {}))
 
 
-def _lost_tracker(error: Exception) -> str:
-    words = " ".join(str(error).split())[:200]
-    return f"The tracker failed ({type(error).__name__}: {words}): the run goes on without it; metrics.jsonl has all."
-
-
 def _cores() -> set[int]:
     """Cores this process may use: fewer than the machine has, in a container."""
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, int | float | str | bool]:
-    """Nested settings as dotted names with plain values, all that trackers store."""
-    flat: dict[str, int | float | str | bool] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(cast(Mapping[str, Any], value), f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value if isinstance(value, int | float | str | bool) else str(value)
-    return flat

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dinov2_zoo.data.decode import DecodeError, decode
-from dinov2_zoo.data.sources import open_source, set_aside
+from dinov2_zoo.data.sources import heldout_source, open_source
 from dinov2_zoo.errors import DataError
 
 
@@ -165,8 +165,8 @@ def test_without_a_network_a_hub_dataset_says_what_to_do(monkeypatch):
 
 
 def test_package_photos_set_aside_their_heldout_part():
-    assert set_aside("package:photos/train") == "package:photos/heldout"
-    assert set_aside("package:digits") is None and set_aside("/photos/train") is None
+    assert heldout_source("package:photos/train") == "package:photos/heldout"
+    assert heldout_source("package:digits") is None and heldout_source("/photos/train") is None
 
 
 def test_a_file_that_vanished_is_an_image_that_cannot_be_decoded(tmp_path):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dinov2_zoo.errors import DataError
-from dinov2_zoo.evaluation.record import DataFacts, Result, checksum, read_records, standing, write_record
+from dinov2_zoo.evaluation.record import DataFacts, Result, cached_record, checksum, read_records, write_record
 
 RESULT = Result(
     {"rmse": 0.5, "a1": 0.9}, "rmse", {"steps": 3, "crop": (2, 4)}, DataFacts("nyu:/n", {"train": 2, "test": 1}, "abc")
@@ -38,11 +38,11 @@ def test_a_damaged_record_is_named(tmp_path):
 
 
 def test_a_record_stands_for_exactly_what_was_asked(tmp_path):
-    assert standing(tmp_path, "knn", ASKED) is None
+    assert cached_record(tmp_path, "knn", ASKED) is None
     written = write_record(tmp_path, "m", "knn", RESULT, asked=ASKED, seconds=1)
-    assert standing(tmp_path, "knn", ASKED) == written
-    assert standing(tmp_path, "linear", ASKED) is None
+    assert cached_record(tmp_path, "knn", ASKED) == written
+    assert cached_record(tmp_path, "linear", ASKED) is None
     for other in ({**ASKED, "weights": "v"}, {**ASKED, "settings": {"steps": 4, "sizes": (1, 2)}}):
-        assert standing(tmp_path, "knn", other) is None
+        assert cached_record(tmp_path, "knn", other) is None
     (tmp_path / "knn.json").write_text("{")
-    assert standing(tmp_path, "knn", ASKED) is None
+    assert cached_record(tmp_path, "knn", ASKED) is None

@@ -8,17 +8,17 @@ from fake_hub import serve
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from dinov2_zoo.checkpoints.key_maps import from_ours
-from dinov2_zoo.checkpoints.manifest import sha256_of
-from dinov2_zoo.checkpoints.read import load_weights
-from dinov2_zoo.checkpoints.write import save_weights
 from dinov2_zoo.config import ModelConfig
 from dinov2_zoo.errors import CheckpointError, HubError
+from dinov2_zoo.files import sha256_of
 from dinov2_zoo.hub.load import fetch, upload
 from dinov2_zoo.hub.model import Dinov2Model
 from dinov2_zoo.hub.registry import REGISTRY
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.models.zoo import MODELS
+from dinov2_zoo.weights.key_maps import from_ours
+from dinov2_zoo.weights.read import load_weights
+from dinov2_zoo.weights.write import save_weights
 
 CONFIG = ModelConfig(64, 1, 1, img_size=56, position_offset=0.1, position_antialias=False)
 NAME = "someone/tiny"

@@ -11,23 +11,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import dinov2_zoo
-from dinov2_zoo.checkpoints.key_maps import from_ours
 from dinov2_zoo.config import ModelConfig
 from dinov2_zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, eval_image
 from dinov2_zoo.errors import CheckpointError, ConfigError, DataError
 from dinov2_zoo.hub.model import Dinov2Model
+from dinov2_zoo.weights.key_maps import from_ours
 
 PLAIN = ModelConfig(64, 2, 1, img_size=112, position_offset=0.1, position_antialias=False)
 REG = replace(PLAIN, num_registers=4, position_offset=0.0, position_antialias=True)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small products on a shared machine: more threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=[PLAIN, REG], ids=["plain", "reg4"])

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dinov2_zoo.checkpoints.convert import convert
-from dinov2_zoo.checkpoints.manifest import sha256_of
 from dinov2_zoo.config import ModelConfig
 from dinov2_zoo.errors import ZooError
+from dinov2_zoo.files import sha256_of
+from dinov2_zoo.hub.convert import convert
 from dinov2_zoo.hub.model import Dinov2Model
 from dinov2_zoo.hub.verify import failures, require, verify
 from dinov2_zoo.models.zoo import MODELS

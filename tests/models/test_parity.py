@@ -8,9 +8,9 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from dinov2_zoo.checkpoints.key_maps import from_ours
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.models.zoo import model_config
+from dinov2_zoo.weights.key_maps import from_ours
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 transformers = pytest.importorskip("transformers")
@@ -20,15 +20,6 @@ STORED = 112
 TIMM_NAMES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
 # (height, width): the stored size, and shapes at which positions are resampled, up and down, square and not.
 SHAPES = [(STORED, STORED), (84, 84), (154, 70)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small products on a shared machine: more threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def lively(size, registers, **changes):

@@ -1,10 +1,10 @@
 """The prototypes objective against a plain reference, gradients included; its parts against their definitions."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import pytest
+import reference
+import tiny
 import torch
 
 from dinov2_zoo.config import HeadConfig, ObjectiveConfig, PrototypesConfig
@@ -13,10 +13,6 @@ from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.heads import PrototypeHead
 from dinov2_zoo.objectives.distillation import Distillation
 from dinov2_zoo.objectives.ibot import sampled_positions
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import reference
-import tiny
 
 
 def head_parameters(head):

@@ -1,18 +1,14 @@
 """The pretraining objective against a plain reference, gradients included; what it masks, and what it never moves."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import pytest
+import reference
+import tiny
 import torch
 
 from dinov2_zoo.config import PrototypesConfig, SelfDistillationConfig
 from dinov2_zoo.objectives.ibot import masked_positions
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import reference
-import tiny
 
 
 def head_parameters(head):

@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
-SCRIPT = str(HERE / "tiny_session.py")
+SUPPORT = Path(__file__).resolve().parent.parent / "support"
+ROOT = SUPPORT.parent.parent
+SCRIPT = str(SUPPORT / "tiny_session.py")
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
 PLAIN = [sys.executable, SCRIPT]
 SINGLE = [*ACCELERATE, str(ROOT / "recipes/configs/accelerate/single_gpu.yaml"), SCRIPT]
@@ -27,7 +27,7 @@ STEPS = 30
 
 
 def environment(**more):
-    path = os.pathsep.join([str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT), str(SUPPORT), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "PYTHONPATH": path, "COLUMNS": "200", **more}
 
 

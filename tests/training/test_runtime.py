@@ -72,8 +72,8 @@ def test_an_unknown_tracker_is_an_error_before_training():
 def test_tensorboard_gets_settings_and_numbers(tmp_path):
     pytest.importorskip("tensorboard")
     with Runtime(RuntimeConfig(cpu=True), trackers=["tensorboard"], run_dir=tmp_path) as runtime:
-        runtime.start_trackers("run", {"optim": {"steps": 3, "betas": (0.9, 0.99)}})
-        runtime.track({"loss": 1.0}, 1)
+        runtime.trackers.start("run", {"optim": {"steps": 3, "betas": (0.9, 0.99)}})
+        runtime.trackers.log({"loss": 1.0}, 1)
     assert list(tmp_path.rglob("events.out.tfevents.*"))
 
 

@@ -12,14 +12,14 @@ import torch
 import two_process_run
 from safetensors.torch import load_file
 
-from dinov2_zoo.checkpoints.find import newest_whole
-from dinov2_zoo.checkpoints.resume import load_checkpoint
 from dinov2_zoo.config import RuntimeConfig
+from dinov2_zoo.training.checkpoints.find import newest_whole
+from dinov2_zoo.training.checkpoints.resume import load_checkpoint
 from dinov2_zoo.training.loop import train
 from dinov2_zoo.training.runtime import Runtime
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
+SUPPORT = Path(__file__).resolve().parent.parent / "support"
+ROOT = SUPPORT.parent.parent
 KINDS = ("features", "sinkhorn", "ema", "pretrain")
 
 
@@ -31,7 +31,7 @@ def launch(out, configuration, *arguments, processes=2, extra=()):
     command += ["--config_file", str(ROOT / "recipes/configs/accelerate" / configuration)]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     done = subprocess.run(
-        [*command, str(HERE / "two_process_run.py"), str(out), *arguments],
+        [*command, str(SUPPORT / "two_process_run.py"), str(out), *arguments],
         env=environment,
         capture_output=True,
         text=True,

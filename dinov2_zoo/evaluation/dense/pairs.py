@@ -13,7 +13,7 @@ from torch import Tensor
 from dinov2_zoo.data.decode import DecodeError, decode
 from dinov2_zoo.errors import DataError
 from dinov2_zoo.evaluation.batches import endless_batches
-from dinov2_zoo.evaluation.processes import Processes
+from dinov2_zoo.training.distributed import DistributedContext
 
 
 class PairSource(Protocol):
@@ -73,7 +73,13 @@ Transform = Callable[[Image.Image, Tensor, torch.Generator], tuple[Tensor, Tenso
 
 
 def training_batches(
-    source: PairSource, transform: Transform, *, batch_size: int, processes: Processes, start: int, workers: int
+    source: PairSource,
+    transform: Transform,
+    *,
+    batch_size: int,
+    processes: DistributedContext,
+    start: int,
+    workers: int,
 ) -> Iterator[PairBatch]:
     """This process's part of every batch, without end, from batch `start`; see `batches.endless_batches`.
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dinov2_zoo.evaluation.processes import Processes
+from dinov2_zoo.training.distributed import DistributedContext
 
 
 class SyncedNorm(nn.BatchNorm2d):
@@ -18,7 +18,7 @@ class SyncedNorm(nn.BatchNorm2d):
         processes: Share the batch.
     """
 
-    def __init__(self, channels: int, processes: Processes) -> None:
+    def __init__(self, channels: int, processes: DistributedContext) -> None:
         super().__init__(channels)
         self.processes = processes
 

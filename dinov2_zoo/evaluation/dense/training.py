@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from dinov2_zoo.errors import CheckpointError, TrainingError
 from dinov2_zoo.evaluation.dense.pairs import PairBatch, PairSource, Transform, training_batches
-from dinov2_zoo.evaluation.processes import Processes, average_gradients
-from dinov2_zoo.training.whole_file import whole_file
+from dinov2_zoo.files import atomic_write
+from dinov2_zoo.training.distributed import DistributedContext, average_gradients
 
 SAVED = "head.pt"
 """File of a head's training state in its folder."""
@@ -29,7 +29,7 @@ def train_head(
     batch_size: int,
     workers: int,
     clip_norm: float | None,
-    processes: Processes,
+    processes: DistributedContext,
     folder: Path | None = None,
     protocol: Mapping[str, Any] | None = None,
     save_every: int = 1000,
@@ -99,7 +99,7 @@ def train_head(
 
 def _save(file: Path, head: nn.Module, optimizer: torch.optim.Optimizer, key: str, step: int) -> None:
     state = {"head": head.state_dict(), "optimizer": optimizer.state_dict(), "protocol": key, "step": step}
-    with whole_file(file) as partial:
+    with atomic_write(file) as partial:
         torch.save(state, partial)
 
 

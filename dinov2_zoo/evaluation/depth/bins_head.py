@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dinov2_zoo.evaluation.encoder import Layer
+from dinov2_zoo.evaluation.encoders.encoder import Layer
 
 ENLARGED = 4
 """Times the token grid (official)."""

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dinov2_zoo.evaluation.encoder import Layer
+from dinov2_zoo.evaluation.encoders.encoder import Layer
 
 CHANNELS = 256
 """Of the fused maps (official)."""

@@ -15,7 +15,7 @@ from dinov2_zoo.config.depth import DepthConfig
 from dinov2_zoo.data.augment import seeded
 from dinov2_zoo.data.preprocess import normalise, to_uint8
 from dinov2_zoo.errors import ConfigError
-from dinov2_zoo.evaluation.dense.filling import filled_up, without_filling
+from dinov2_zoo.evaluation.dense.padding import pad, unpad
 from dinov2_zoo.evaluation.dense.pairs import PairBatch
 from dinov2_zoo.evaluation.dense.training import train_head, warmup
 from dinov2_zoo.evaluation.depth.augment import DepthAugmentation
@@ -25,9 +25,9 @@ from dinov2_zoo.evaluation.depth.losses import gradient_loss, sig_loss
 from dinov2_zoo.evaluation.depth.metrics import depth_metrics, mean_over_images
 from dinov2_zoo.evaluation.depth.official import load_official
 from dinov2_zoo.evaluation.depth.readers import DepthData
-from dinov2_zoo.evaluation.encoder import LayeredEncoder
-from dinov2_zoo.evaluation.processes import Processes
+from dinov2_zoo.evaluation.encoders.encoder import LayeredEncoder
 from dinov2_zoo.evaluation.record import Result, checksum
+from dinov2_zoo.training.distributed import DistributedContext
 
 # Blocks read by lin.4 and DPT, from 0, by depth of the model (official configs; g's paper text agrees).
 TAPS = {12: (2, 5, 8, 11), 24: (4, 11, 17, 23), 40: (9, 19, 29, 39)}
@@ -82,12 +82,12 @@ def predict_depth(
         flip: Average with the mirror image.
     """
     height, width = images.shape[2:]
-    whole = filled_up(images, encoder.patch_size)
+    whole = pad(images, encoder.patch_size)
     found = head(encoder.layers(whole, blocks, norm=False))
     if reference:
         depth = _resized(found, height, width)[:, 0]
     else:
-        depth = without_filling(_resized(found, whole.shape[2], whole.shape[3]), height, width)[:, 0]
+        depth = unpad(_resized(found, whole.shape[2], whole.shape[3]), height, width)[:, 0]
     if flip:
         mirrored = predict_depth(encoder, head, blocks, images.flip(3), reference=reference)
         depth = (depth + mirrored.flip(2)) / 2
@@ -105,7 +105,7 @@ def evaluate_depth(
     head: str,
     config: DepthConfig,
     *,
-    processes: Processes,
+    processes: DistributedContext,
     folder: Path | None = None,
     say: Callable[[str], object] = lambda _: None,
 ) -> Result:
@@ -175,7 +175,7 @@ def _train(
     data: DepthData,
     config: DepthConfig,
     key: dict[str, Any],
-    processes: Processes,
+    processes: DistributedContext,
     folder: Path | None,
     say: Callable[[str], object],
 ) -> None:

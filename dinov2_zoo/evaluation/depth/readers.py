@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from dinov2_zoo.data.decode import decode
+from dinov2_zoo.data.image_sets import images_below
 from dinov2_zoo.data.package_photos import packaged_path
 from dinov2_zoo.errors import DataError
 from dinov2_zoo.evaluation.dense.pairs import PairSource, read_photo
 from dinov2_zoo.evaluation.depth.metrics import Mask
-from dinov2_zoo.evaluation.image_sets import images_below
 from dinov2_zoo.evaluation.record import DataFacts, checksum
 
 Box = tuple[int, int, int, int]

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from dinov2_zoo.data.augment import seeded
 from dinov2_zoo.evaluation.dense.synced_norm import SyncedNorm
-from dinov2_zoo.evaluation.processes import Processes
+from dinov2_zoo.training.distributed import DistributedContext
 
 
 class LinearHead(nn.Module):
@@ -18,7 +18,7 @@ class LinearHead(nn.Module):
         processes: Share the batches that the norm's statistics are of.
     """
 
-    def __init__(self, channels: int, classes: int, processes: Processes) -> None:
+    def __init__(self, channels: int, classes: int, processes: DistributedContext) -> None:
         super().__init__()
         self.norm = SyncedNorm(channels, processes)
         self.conv = nn.Conv2d(channels, classes, 1)
@@ -38,7 +38,7 @@ class LinearHead(nn.Module):
         return F.conv2d(tokens, weight, self.conv.bias + self.conv.weight.flatten(1) @ shift)
 
 
-def linear_head(channels: int, classes: int, processes: Processes) -> LinearHead:
+def linear_head(channels: int, classes: int, processes: DistributedContext) -> LinearHead:
     """An untrained head; the same weights each time."""
     with seeded(0):
         return LinearHead(channels, classes, processes)

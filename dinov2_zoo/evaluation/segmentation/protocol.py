@@ -16,17 +16,17 @@ from dinov2_zoo.config import to_dict
 from dinov2_zoo.config.segmentation import SegmentationConfig
 from dinov2_zoo.data.preprocess import normalise, to_uint8
 from dinov2_zoo.errors import ConfigError
-from dinov2_zoo.evaluation.dense.filling import filled_up, without_filling
+from dinov2_zoo.evaluation.dense.padding import pad, unpad
 from dinov2_zoo.evaluation.dense.pairs import PairBatch
 from dinov2_zoo.evaluation.dense.training import train_head, warmup
-from dinov2_zoo.evaluation.encoder import LayeredEncoder
-from dinov2_zoo.evaluation.processes import Processes
+from dinov2_zoo.evaluation.encoders.encoder import LayeredEncoder
 from dinov2_zoo.evaluation.record import Result, checksum
 from dinov2_zoo.evaluation.segmentation.augment import SegmentationAugmentation, scaled_size
 from dinov2_zoo.evaluation.segmentation.head import linear_head
 from dinov2_zoo.evaluation.segmentation.metrics import IGNORED, Confusion
 from dinov2_zoo.evaluation.segmentation.readers import SegmentationData
 from dinov2_zoo.evaluation.segmentation.slide import slide
+from dinov2_zoo.training.distributed import DistributedContext
 
 MS_BLOCKS = 4
 """Last blocks that "+ms" reads, side by side (released notebook)."""
@@ -44,10 +44,10 @@ def pixel_logits(
     encoder: LayeredEncoder, head: nn.Module, images: Float[Tensor, "B 3 H W"], blocks: int
 ) -> Float[Tensor, "B K H W"]:
     """Scores of every pixel: those of the tokens enlarged, without what was filled up around the image."""
-    whole = filled_up(images, encoder.patch_size)
+    whole = pad(images, encoder.patch_size)
     scores = head(token_maps(encoder, whole, blocks))
     large = F.interpolate(scores, whole.shape[2:], mode="bilinear", align_corners=False)
-    return without_filling(large, images.shape[2], images.shape[3])
+    return unpad(large, images.shape[2], images.shape[3])
 
 
 @torch.no_grad()
@@ -105,7 +105,7 @@ def evaluate_segmentation(
     head: str,
     config: SegmentationConfig,
     *,
-    processes: Processes,
+    processes: DistributedContext,
     folder: Path | None = None,
     say: Callable[[str], object] = lambda _: None,
 ) -> Result:
@@ -175,7 +175,7 @@ def _train(
     config: SegmentationConfig,
     protocol: dict[str, Any],
     key: dict[str, Any],
-    processes: Processes,
+    processes: DistributedContext,
     folder: Path | None,
     say: Callable[[str], object],
 ) -> None:

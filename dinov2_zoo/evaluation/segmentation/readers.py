@@ -10,9 +10,9 @@ from jaxtyping import Int64
 from PIL import Image
 from torch import Tensor
 
+from dinov2_zoo.data.image_sets import images_below
 from dinov2_zoo.errors import DataError
 from dinov2_zoo.evaluation.dense.pairs import PairSource, read_photo
-from dinov2_zoo.evaluation.image_sets import images_below
 from dinov2_zoo.evaluation.record import DataFacts, checksum
 from dinov2_zoo.evaluation.segmentation.composites import open_composites
 from dinov2_zoo.evaluation.segmentation.metrics import IGNORED

@@ -1,0 +1,99 @@
+"""Keep some images out of training, so that agreement is measured on photos the student has never seen."""
+
+import torch
+from PIL import Image
+
+from dinov2_zoo.data.sources import Source, heldout_source, open_source
+from dinov2_zoo.errors import DataError
+
+
+class Subset:
+    """Some images of a source, in a given order."""
+
+    def __init__(self, source: Source, indices: list[int]) -> None:
+        self.source = source
+        self.indices = indices
+        self.labels = None if source.labels is None else [source.labels[i] for i in indices]
+        self.classes = source.classes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> bytes | Image.Image:
+        """Raw image number `index` of this subset."""
+        return self.source.read(self.indices[index])
+
+    def name(self, index: int) -> str:
+        """Name of image number `index` of this subset."""
+        return self.source.name(self.indices[index])
+
+
+def split_heldout(source: Source, count: int, seed: int) -> tuple[Source, Source]:
+    """Split a source at random into the images to train on and `count` images to measure on.
+
+    Args:
+        source: All images.
+        count: Images to keep out; the split depends on `seed` and the source's length only.
+        seed: Seed of the choice.
+
+    Returns:
+        (training images, held-out images).
+
+    Raises:
+        DataError: Fewer than twice `count` images.
+    """
+    if len(source) < 2 * count:
+        raise DataError(
+            f"{len(source)} images are too few to keep {count} out of training: "
+            "lower evaluation.heldout_count, or name other images with evaluation.heldout."
+        )
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed)).tolist()
+    return Subset(source, sorted(order[count:])), Subset(source, sorted(order[:count]))
+
+
+def split_by_class(source: Source, share: float, seed: int) -> tuple[Subset, Subset]:
+    """Split labelled images at random, each class by the same share.
+
+    Args:
+        source: Images with labels.
+        share: Of each class that goes into the second part, 0..1; at least one image.
+        seed: Of the choice.
+
+    Returns:
+        The larger and the smaller part.
+
+    Raises:
+        DataError: The source has no labels, or a class has one image only.
+    """
+    if source.labels is None:
+        raise DataError("The images have no labels: give a folder per class, or a source with labels.")
+    labels = torch.tensor(source.labels)
+    generator = torch.Generator().manual_seed(seed)
+    apart: list[int] = []
+    for label in labels.unique():
+        mine = (labels == label).nonzero().flatten()
+        if len(mine) < 2:
+            raise DataError(f"Class {int(label)} has one image only, {source.name(int(mine[0]))}: name test images.")
+        apart += mine[torch.randperm(len(mine), generator=generator)[: max(1, round(share * len(mine)))]].tolist()
+    chosen = set(apart)
+    return Subset(source, [i for i in range(len(source)) if i not in chosen]), Subset(source, sorted(apart))
+
+
+def open_split(data: str, heldout: str | None, count: int, seed: int) -> tuple[Source, Source | None]:
+    """Open the images to train on and those to measure on.
+
+    Args:
+        data: Source of the training images.
+        heldout: Source of the images to measure on; None takes what `data` itself sets aside, or else takes `count`
+            images out of it.
+        count: Images to take out of `data`; 0 takes none.
+        seed: Seed of that choice.
+
+    Returns:
+        (training images, held-out images or None).
+    """
+    images = open_source(data)
+    apart = heldout or heldout_source(data)
+    if apart:
+        return images, open_source(apart)
+    return split_heldout(images, count, seed) if count else (images, None)

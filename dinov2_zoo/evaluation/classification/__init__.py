@@ -1,0 +1,1 @@
+"""k-NN, linear probes and logistic regression on labelled images."""

@@ -1,0 +1,1 @@
+"""What a distillation reached: agreement with its teacher on held-out images."""

@@ -1,0 +1,1 @@
+"""What is evaluated: encoders of every origin, and the features they give."""

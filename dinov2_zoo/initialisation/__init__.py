@@ -1,0 +1,1 @@
+"""A student's and its heads' first weights: fitted, selected or drawn."""

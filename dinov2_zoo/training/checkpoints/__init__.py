@@ -1,0 +1,1 @@
+"""A run's checkpoints: written while it trains, listed, checked, resumed from."""

@@ -1,0 +1,93 @@
+"""Heads with prototypes, in a file of their own beside a backbone: `heads.safetensors`, under Meta's names."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dinov2_zoo.config import HeadConfig
+from dinov2_zoo.errors import CheckpointError
+from dinov2_zoo.models.heads import PrototypeHead
+from dinov2_zoo.weights.read import read_tensors
+
+State = Mapping[str, Tensor]
+
+HEADS_FILE = "heads.safetensors"
+
+HOW_TO_GET = (
+    "Meta published no heads: fit some with recipes/fit_heads.py, give those of a teacher that you trained with "
+    "--heads FILE, try untrained ones with --heads random (a baseline), or distil without any with "
+    "--objective.kind features."
+)
+
+
+def save_heads(file: Path, dino: State, ibot: State, about: Mapping[str, str] | None = None) -> None:
+    """Write both heads as `dino_head.*` and `ibot_head.*`.
+
+    Args:
+        file: To write.
+        dino: State of the class-token head.
+        ibot: State of the patch-token head.
+        about: Where they come from, for the file's header; "backbone", a `fingerprint`, is compared when they are read.
+    """
+    state = {f"{name}_head.{key}": t for name, head in (("dino", dino), ("ibot", ibot)) for key, t in head.items()}
+    # Cloned: tied heads are one set of tensors under two names.
+    save_file({name: t.detach().cpu().clone().contiguous() for name, t in state.items()}, file, dict(about or {}))
+
+
+def fingerprint(backbone: State) -> str:
+    """Tells backbones apart by their norms, which neither resampled positions nor a half-precision copy change much."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(n for n in backbone if "norm" in n):
+        digest.update(backbone[name].detach().cpu().bfloat16().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_heads(file: Path, dim: int, backbone: State | None = None) -> tuple[PrototypeHead, PrototypeHead]:
+    """Read both heads; their sizes follow from the tensors. Meta's training export is read too.
+
+    Args:
+        file: `.safetensors`, or `.pth` of plain tensors.
+        dim: Width of the backbone that they sit on.
+        backbone: State of that backbone, to be compared with the one that the heads were made on, if the file says.
+
+    Returns:
+        (DINO head, iBOT head).
+
+    Raises:
+        CheckpointError: The file is missing or damaged, lacks a head, or its heads belong to another backbone.
+    """
+    if not file.is_file():
+        raise CheckpointError(f"{file} does not exist. {HOW_TO_GET}")
+    state, _ = read_tensors(file)
+    if backbone is not None and file.suffix == ".safetensors":
+        with safe_open(file, framework="pt") as opened:
+            made_on = (opened.metadata() or {}).get("backbone")
+        if made_on not in (None, fingerprint(backbone)):
+            raise CheckpointError(
+                f"The heads in {file} were made on another backbone of the same width: give the teacher that they "
+                "belong to, or fit new ones with recipes/fit_heads.py."
+            )
+    heads: list[PrototypeHead] = []
+    for name in ("dino_head", "ibot_head"):
+        found = {k.split(f"{name}.", 1)[1]: t for k, t in state.items() if f"{name}." in k}
+        needed = {"mlp.0.weight", "mlp.4.weight", "last_layer.weight_v"}
+        if not needed <= found.keys():
+            raise CheckpointError(f"{file} has no {name}. {HOW_TO_GET}")
+        hidden, width = found["mlp.0.weight"].shape
+        if width != dim:
+            raise CheckpointError(
+                f"The {name} in {file} sits on a width of {width}, this teacher's is {dim}. {HOW_TO_GET}"
+            )
+        head = PrototypeHead(dim, HeadConfig(len(found["last_layer.weight_v"]), hidden, len(found["mlp.4.weight"])))
+        expected = {key: tuple(t.shape) for key, t in head.state_dict().items()}
+        if expected != {key: tuple(t.shape) for key, t in found.items()}:
+            wrong = sorted(expected.items() ^ {key: tuple(t.shape) for key, t in found.items()}.items())[:3]
+            raise CheckpointError(f"The {name} in {file} does not fit together ({wrong}): get the file again.")
+        head.load_state_dict(found)
+        heads.append(head)
+    return heads[0], heads[1]

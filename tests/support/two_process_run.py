@@ -1,0 +1,164 @@
+"""Trains tiny runs and leaves what came out in a folder; run plainly, and under `accelerate launch` as two processes.
+
+Usage: two_process_run.py OUT DTYPE SCENARIO...
+"""
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+
+import tiny_run
+import torch
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
+
+from dinov2_zoo.config import (
+    CheckpointConfig,
+    HeadConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    PrototypesConfig,
+    RuntimeConfig,
+    SelfDistillationConfig,
+)
+from dinov2_zoo.data.batch import Batch
+from dinov2_zoo.errors import TrainingError
+from dinov2_zoo.initialisation.projector import fit_projector
+from dinov2_zoo.models.branch import Branch
+from dinov2_zoo.models.heads import FeatureProjector, PrototypeHead
+from dinov2_zoo.models.vision_transformer import VisionTransformer
+from dinov2_zoo.objectives.distillation import Distillation
+from dinov2_zoo.objectives.self_distillation import SelfDistillation
+from dinov2_zoo.training.checkpoints.find import newest_whole
+from dinov2_zoo.training.checkpoints.resume import load_checkpoint
+from dinov2_zoo.training.checkpoints.writer import CheckpointWriter
+from dinov2_zoo.training.loop import train
+from dinov2_zoo.training.runtime import Runtime
+from dinov2_zoo.training.state import TrainState
+
+STEPS, CUT, IMAGES = 6, 3, 8
+
+
+def distillation(kind):
+    """A ViT of 32 channels teaches one of 16, with every part that the real recipe has; or its own average does."""
+    shape = {"depth": 2, "num_heads": 2, "patch_size": 4, "img_size": 16, "num_registers": 2, "layer_scale": 1.0}
+    student, teacher = (VisionTransformer(ModelConfig(embed_dim=d, **shape)) for d in (16, 32))
+    if kind == "features":
+        pair = Branch(student, projector=FeatureProjector(16, 16, 32)), Branch(teacher)
+        return Distillation(*pair, ObjectiveConfig(kind="features"))
+    sizes = HeadConfig(prototypes=24, hidden=16, bottleneck=8)
+    branches = [
+        Branch(net, dino=PrototypeHead(dim, sizes), ibot=PrototypeHead(dim, sizes))
+        for net, dim in ((student, 16), (teacher, 32))
+    ]
+    if kind == "pretrain":
+        config = SelfDistillationConfig(drop_path=0.0, temperature_warmup_steps=4)
+        return SelfDistillation(branches[0], PrototypesConfig(chunk=16), config)
+    prototypes = PrototypesConfig(centering=kind, chunk=16)
+    return Distillation(*branches, ObjectiveConfig(kind="prototypes", prototypes=prototypes))
+
+
+def batches(runtime, start=0):
+    """This process's part of each step's images: two global views and one local one."""
+    share = IMAGES // runtime.world_size
+    mine = slice(runtime.rank * share, (runtime.rank + 1) * share)
+    for step in range(start, STEPS):
+        generator = torch.Generator().manual_seed(step)
+        large = torch.randn(2, IMAGES, 3, 16, 16, generator=generator).to(torch.get_default_dtype())
+        small = torch.randn(1, IMAGES, 3, 8, 8, generator=generator).to(torch.get_default_dtype())
+        ids = torch.arange(step * IMAGES, (step + 1) * IMAGES)
+        # Another number of masked patches in every crop, none in some.
+        masks = torch.rand(2, IMAGES, 16, generator=generator) < torch.linspace(0, 0.6, IMAGES)[:, None]
+        yield Batch(large[:, mine], small[:, mine], ids[mine], ids[mine], step, masks[:, mine])
+
+
+def start(runtime, kind, seed=0):
+    torch.manual_seed(seed)
+    module = distillation(kind)
+    if kind == "features":
+        fit_projector(module, batches(runtime), device=runtime.device, autocast=runtime.autocast)
+    optim = tiny_run.config(STEPS, base_lr=1e-2, ema_momentum=(0.9, 1.0))
+    return TrainState.start(runtime.shard(module), optim, global_batch=IMAGES)
+
+
+def scenario(runtime, kind, out):
+    """Train; then again with a stop, a checkpoint and a restart half way. Rank 0 writes what came out."""
+    lines = []
+    state = start(runtime, kind)
+    train(runtime, state, batches(runtime), tiny_run.silent_log(STEPS), [lambda _, line: lines.append(dict(line))])
+
+    broken = start(runtime, kind)
+
+    def stop(state, _):
+        if state.step == CUT:
+            with CheckpointWriter(out / kind, CheckpointConfig(keep=1)) as writer:
+                writer.save(state)
+            raise InterruptedError
+
+    with contextlib.suppress(InterruptedError):
+        train(runtime, broken, batches(runtime), tiny_run.silent_log(STEPS), [stop])
+    resumed = start(runtime, kind)
+    load_checkpoint(newest_whole(out / kind)[0], resumed)
+    train(runtime, resumed, batches(runtime, CUT), tiny_run.silent_log(STEPS))
+    local = [t.to_local() if isinstance(t, DTensor) else t for t in resumed.tensors().values()]
+    reference = [t.to_local() if isinstance(t, DTensor) else t for t in state.tensors().values()]
+    resumed_equal = all(torch.equal(a, b) for a, b in zip(local, reference, strict=True))
+
+    parameters = list(state.module.parameters())
+    facts = {
+        "world_size": runtime.world_size,
+        "sharded": all(isinstance(p, DTensor) for p in parameters),
+        "local_share": sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in parameters)
+        / sum(p.numel() for p in parameters),
+        "resumed_equal": not runtime.any_true(not resumed_equal),
+        "lines": lines,
+    }
+    weights = runtime.full_state_dict(state.student)
+    weights |= {f"ema.{name}": tensor for name, tensor in runtime.full_state_dict(state.ema).items()}
+    weights |= {f"buffer.{name}": b.detach().clone() for name, b in state.module.named_buffers(recurse=False)}
+    if runtime.is_main:
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, out / f"{kind}.safetensors")
+        (out / f"{kind}.json").write_text(json.dumps(facts))
+
+
+def mishaps(runtime, out):
+    """What goes wrong on one process must stop all of them alike. Two processes only."""
+    torch.manual_seed(runtime.rank)
+    different = refused(lambda: runtime.shard(tiny_run.Match()))
+
+    state = tiny_run.start(runtime, tiny_run.config(STEPS))
+    state.module.poison_from = 2 if runtime.rank == 1 else None
+    seen = {}
+
+    def keep(state, _):
+        seen.update({name: tensor.to_local().clone() for name, tensor in state.tensors().items() if "." in name})
+
+    data = tiny_run.batches(STEPS, rank=runtime.rank, world=2)
+    not_finite = refused(lambda: train(runtime, state, data, tiny_run.silent_log(STEPS, out), [keep]))
+    untouched = all(torch.equal(seen[n], t.to_local()) for n, t in state.tensors().items() if "." in n)
+    told = runtime.gather([different, not_finite, untouched, state.step])
+    if runtime.is_main:
+        (out / "mishaps.json").write_text(json.dumps(told))
+
+
+def refused(action):
+    """The message of the TrainingError that an action raises; empty when it raises none."""
+    try:
+        action()
+    except TrainingError as error:
+        return str(error)
+    return ""
+
+
+def main(out, dtype, *kinds):
+    torch.set_default_dtype(getattr(torch, dtype))
+    precision = "bf16" if dtype == "float32" else "fp32"
+    with Runtime(RuntimeConfig(precision=precision, cpu=True, threads=1)) as runtime:
+        for kind in kinds:
+            mishaps(runtime, Path(out)) if kind == "mishaps" else scenario(runtime, kind, Path(out))
+    torch.set_default_dtype(torch.float32)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
