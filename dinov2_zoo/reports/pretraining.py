@@ -44,12 +44,13 @@ def pretraining_report(folder: Path, table: Table) -> None:
     """Write report.html into a run folder that holds config.json and metrics.jsonl."""
     record = json.loads((folder / "config.json").read_text())
     config = record["config"]
-    begun = f"from {config['init']}" if config["init"] else "from random weights"
+    begun = f"from {config['init']}" if config["init"] != "random" else "from random weights"
     what = "Heads fitted on a frozen backbone" if config["freeze_backbone"] else "Self-distillation"
     seen = config["optim"]["steps"] * config["loader"]["batch_size"]
+    network = config["model"] if config["init"] == "random" else config["init"]
     write_report(
         folder / "report.html",
-        title=f"{config['init'] or config['model']}, {'heads fitted' if config['freeze_backbone'] else 'pretrained'}",
+        title=f"{network}, {'heads fitted' if config['freeze_backbone'] else 'pretrained'}",
         summary=f"{what} {begun} on {config['data']}: {config['optim']['steps']:,} steps, {seen:,} images seen.",
         tables=[table],
         metrics_file=folder / "metrics.jsonl",

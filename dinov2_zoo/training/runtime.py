@@ -48,6 +48,8 @@ class Runtime:
     world_size: int
     replicas: int
     """Whole copies of each branch among the processes: 1, or more with hybrid sharding."""
+    cores: int
+    """CPU cores that this process may use."""
     precision: Literal["bf16", "fp32"]
 
     def __init__(self, config: RuntimeConfig, *, trackers: Sequence[str] = (), run_dir: Path | str | None = None):
@@ -79,7 +81,8 @@ class Runtime:
         self.replicas = replicas(self.world_size)
         self._fsdp = FullyShardedDataParallelPlugin() if flag("ACCELERATE_USE_FSDP") else None
         self.precision = choose_precision(config.precision, self.device)
-        self.threads = config.threads or max(1, len(_cores()) // self._local_processes())
+        self.cores = max(1, len(_cores()) // self._local_processes())
+        self.threads = config.threads or self.cores
         # `accelerate launch` sets OMP_NUM_THREADS=1, which would leave all cores but one idle.
         torch.set_num_threads(self.threads)
         torch.manual_seed(config.seed)
