@@ -21,8 +21,9 @@ from paired import Spread
 
 from dinov2_zoo import Dinov2Model
 from dinov2_zoo.config import CropConfig, LoaderConfig
-from dinov2_zoo.data.heldout import open_split
+from dinov2_zoo.data.heldout import split_heldout
 from dinov2_zoo.data.loader import train_loader
+from dinov2_zoo.data.sources import open_source
 from dinov2_zoo.evaluation.distilled.agreement import agreement
 from dinov2_zoo.evaluation.distilled.heldout import load_images
 from dinov2_zoo.evaluation.encoders.encoder import Tokens
@@ -42,8 +43,7 @@ def recipe(name: str, *arguments: object) -> None:
 @torch.no_grad()
 def agreement_with(teacher: Dinov2Model, student: Dinov2Model, data: str) -> dict[str, float]:
     """On images kept out of the distillation; the linear map is fitted on the others."""
-    images, heldout = open_split(data, None, HELDOUT, 0)
-    assert heldout is not None
+    images, heldout = split_heldout(open_source(data), HELDOUT, 0)
     crops, loader = CropConfig(global_size=SIZE, local_count=0), LoaderConfig(batch_size=30, workers=0)
     batches = train_loader(images, crops, loader, seed=1, steps=FIT // 30)
     maps = fit_maps(Branch(student), Branch(teacher), batches, device=torch.device("cpu"))

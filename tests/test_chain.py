@@ -64,7 +64,7 @@ def teacher(recipes, images, tmp_path_factory):
 @pytest.fixture(scope="module")
 def student(recipes, images, teacher):
     folder, _ = teacher
-    prototypes = ("--objective.kind", "prototypes", "--start", "random", "--evaluation.heldout_count", "2")
+    prototypes = ("--objective.kind", "prototypes", "--init", "random", "--evaluation.heldout_count", "2")
     options = ("--teacher", str(folder / "teacher"), *prototypes, "--optim.steps", "3", "--evaluation.fit_images", "6")
     config = settings(
         DistillConfig, "demo.yaml", folder.parent, images, "student", *options, "--evaluation.labelled=null"

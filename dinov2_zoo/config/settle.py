@@ -144,20 +144,11 @@ def settle_length(asked: C, config: C, images: int, cost: Cost, hardware: Hardwa
         preparation = cost.forward * _passes(first) / hardware.processes
     steps = _steps(config, images, batch, step, allowed, preparation, hardware.device)
 
-    optim = config.optim
-    warmup, momentum, freeze = optim.warmup_steps, optim.ema_momentum, optim.freeze_last_layer_steps
-    optim = dataclasses.replace(
-        optim,
-        steps=steps,
-        warmup_steps=round(min(steps / 3, 30 + steps / 20)) if is_auto(warmup) else min(warmup, steps),
-        ema_momentum=(min(0.994, max(0.9, 1 - 10 / steps)), 1 - 0.5 / steps) if is_auto(momentum) else momentum,
-        freeze_last_layer_steps=min(1250, steps // 12) if is_auto(freeze) else freeze,
-    )
     every, measured = config.checkpoint.every, config.evaluation.every
     changes: dict[str, Any] = {
         "epochs": None,
         "time": None,
-        "optim": optim,
+        "optim": config.optim.settled(steps),
         "loader": dataclasses.replace(config.loader, batch_size=batch),
         "checkpoint": dataclasses.replace(
             config.checkpoint, every=min(1000, max(10, steps // 10)) if is_auto(every) else every

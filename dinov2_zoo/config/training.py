@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dinov2_zoo.config.auto import AUTO, AutoInt, AutoPair, at_least, is_auto
@@ -63,6 +63,22 @@ class OptimConfig:
         check(
             is_auto(self.ema_momentum) or all(0 <= m <= 1 for m in self.ema_momentum),
             "optim.ema_momentum must lie between 0 and 1.",
+        )
+
+    def settled(self, steps: int | None = None) -> OptimConfig:
+        """The same with everything that follows from the number of steps in numbers.
+
+        Args:
+            steps: Optimizer steps; default: those that are set.
+        """
+        steps = self.steps if steps is None else steps
+        warmup, momentum, freeze = self.warmup_steps, self.ema_momentum, self.freeze_last_layer_steps
+        return replace(
+            self,
+            steps=steps,
+            warmup_steps=round(min(steps / 3, 30 + steps / 20)) if is_auto(warmup) else min(warmup, steps),
+            ema_momentum=(min(0.994, max(0.9, 1 - 10 / steps)), 1 - 0.5 / steps) if is_auto(momentum) else momentum,
+            freeze_last_layer_steps=min(1250, steps // 12) if is_auto(freeze) else freeze,
         )
 
     def peak_lr(self, global_batch: int) -> float:

@@ -86,12 +86,12 @@ def check_fits(teacher: VisionTransformer, student: VisionTransformer) -> None:
     too_large = [n for n in ("embed_dim", "depth", "num_heads") if getattr(mine, n) > getattr(theirs, n)]
     if too_large:
         raise ConfigError(
-            f"The student is larger than its teacher in {', '.join(too_large)}: take a smaller one, or --start random."
+            f"The student is larger than its teacher in {', '.join(too_large)}: take a smaller one, or --init random."
         )
     if (theirs.patch_size, theirs.ffn) != (mine.patch_size, mine.ffn):
         raise ConfigError(
             f"Teacher: patch {theirs.patch_size}, {theirs.ffn}; student: patch {mine.patch_size}, {mine.ffn}: "
-            "their weights do not correspond; use --start random."
+            "their weights do not correspond; use --init random."
         )
     if theirs.embed_dim // theirs.num_heads != mine.embed_dim // mine.num_heads:
-        raise ConfigError("Teacher and student have heads of different width: use --start random.")
+        raise ConfigError("Teacher and student have heads of different width: use --init random.")

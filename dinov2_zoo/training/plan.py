@@ -83,7 +83,8 @@ def settle(
     batch = next(iter(batches(loader)))
     decode = (time.perf_counter() - started) / count
     cost = measure(runtime, module, batch, decode=decode)
-    return settle_length(asked, config, images, cost, hardware(runtime))
+    config, seconds = settle_length(asked, config, images, cost, hardware(runtime))
+    return replace(config, runtime=replace(config.runtime, precision=runtime.precision)), seconds
 
 
 def measure(runtime: Runtime, module: nn.Module, batch: Batch, *, decode: float) -> Cost:

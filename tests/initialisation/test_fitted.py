@@ -153,5 +153,5 @@ def test_autocast_costs_little(photos):
 
 
 def test_a_student_larger_than_its_teacher_is_refused_before_any_work(photos):
-    with pytest.raises(ConfigError, match=r"larger than its teacher in depth.*--start random"):
+    with pytest.raises(ConfigError, match=r"larger than its teacher in depth.*--init random"):
         LayerwiseStart(made(TINY), made(replace(TINY, depth=5)), photos[0])
