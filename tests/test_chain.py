@@ -16,6 +16,7 @@ from dinov2_zoo import Dinov2Model
 from dinov2_zoo.cli import parse
 from dinov2_zoo.config import DistillConfig, PretrainConfig
 from dinov2_zoo.errors import CheckpointError, ConfigError
+from dinov2_zoo.hub.build import build_self_distillation
 from dinov2_zoo.training import session
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -159,7 +160,7 @@ def test_heads_are_fitted_on_a_frozen_backbone_and_belong_to_it(recipes, images,
     (backbone / "heads.safetensors").rename(tmp_path / "kept")
     try:
         (backbone / "heads.safetensors").write_bytes((fitted / "heads.safetensors").read_bytes())
-        recipes["pretrain"].build(other)  # the same backbone: they fit
+        build_self_distillation(other)  # the same backbone: they fit
         changed = Dinov2Model.from_pretrained(alone)
         with torch.no_grad():
             changed.norm.weight.mul_(1.5)
@@ -169,7 +170,7 @@ def test_heads_are_fitted_on_a_frozen_backbone_and_belong_to_it(recipes, images,
             PretrainConfig, "pretrain_demo.yaml", tmp_path, images, "x", "--init", str(tmp_path / "changed")
         )
         with pytest.raises(CheckpointError, match="another backbone"):
-            recipes["pretrain"].build(wrong)
+            build_self_distillation(wrong)
     finally:
         (tmp_path / "kept").replace(backbone / "heads.safetensors")
 
