@@ -4,8 +4,8 @@ Paper     Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Su
 Try it    accelerate launch recipes/pretrain.py
           A ViT-Ti/14 on the photos that three Python packages ship: minutes on 2 CPU cores.
 Your own  accelerate launch recipes/pretrain.py --data /your/folder
-Presets   --config FILE, from recipes/configs/: pretrain_demo.yaml (read without --data), vits14_single_gpu.yaml (read
-          with --data), vitl16_short.yaml, vitl14.yaml, vitg14.yaml; further options override it.
+Presets   --config FILE, from recipes/configs/: pretrain_demo.yaml (read without --data), own_teacher.yaml (read with
+          --data), vits14_single_gpu.yaml, vitl16_short.yaml, vitl14.yaml, vitg14.yaml; further options override it.
 Result    runs/<name>/teacher: the average's backbone, which Dinov2Model, timm and transformers load, and
           heads.safetensors: what `recipes/distill.py --objective.kind prototypes --teacher runs/<name>/teacher` needs.
 """
@@ -56,6 +56,7 @@ def pretrain(config: PretrainConfig, runtime: Runtime, *, resume: str | None) ->
     if not (folder / "config.json").exists():
         one = functools.partial(read, seed=config.runtime.seed, steps=1)
         config, seconds = settle(asked, config, runtime, module, one, images=len(images))
+        module.config = config.self_distillation
         say(announce(config, f"{len(images):,} images", train=len(images), heldout=0, seconds=seconds))
     batches = functools.partial(read, config.loader, accumulate=config.optim.accumulate)
     examine = Examiner(
@@ -101,7 +102,7 @@ def launch(config: PretrainConfig, *, resume: str | None) -> None:
 
 def main() -> None:
     """Read the command line, run."""
-    demo, own = (Path(__file__).parent / f"configs/{name}.yaml" for name in ("pretrain_demo", "vits14_single_gpu"))
+    demo, own = (Path(__file__).parent / f"configs/{name}.yaml" for name in ("pretrain_demo", "own_teacher"))
     config, options = parse(PretrainConfig, description=__doc__, default_config=demo, own_data_config=own)
     launch(config, resume=options.resume)
 

@@ -14,7 +14,7 @@ from dinov2_zoo.evaluation.suite import TASKS, parse_tasks
 
 CONFIGS = Path(__file__).resolve().parent.parent / "recipes/configs"
 DISTILL = {"demo", "own_images", "paper_vits14", "chain_distill"}
-PRETRAIN = {"pretrain_demo", "fit_heads", "vits14_single_gpu", "vitl16_short", "vitl14", "vitg14"}
+PRETRAIN = {"pretrain_demo", "fit_heads", "vits14_single_gpu", "own_teacher", "vitl16_short", "vitl14", "vitg14"}
 
 
 def read(name):
@@ -35,7 +35,12 @@ def test_the_evaluation_demo_runs_every_task():
 def test_a_preset_is_taken_fits_its_patches_and_bears_its_name(name):
     config = read(name)
     config.check_patch(14 if name != "vitl16_short" else 16)
-    assert config.name == {"fit_heads": "heads", "chain_distill": "student", "own_images": "auto"}.get(name, name)
+    assert config.name == {
+        "fit_heads": "heads",
+        "chain_distill": "student",
+        "own_images": "auto",
+        "own_teacher": "auto",
+    }.get(name, name)
 
 
 def test_distillation_has_the_papers_numbers():

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from dinov2_zoo.config.auto import AUTO, AutoInt, at_least
+from dinov2_zoo.config.auto import at_least
 from dinov2_zoo.config.checks import check
 from dinov2_zoo.config.data import MaskConfig
 from dinov2_zoo.config.objective import HeadConfig, PrototypesConfig
@@ -20,8 +20,8 @@ class SelfDistillationConfig:
 
     first_temperature: float = 0.04
     """Teacher's temperature at the first step; it rises linearly to losses.teacher_temperature."""
-    temperature_warmup_steps: AutoInt = AUTO
-    """Steps of that rise. "auto": 37,500 (official: 30 epochs of 1250), at most half of the run."""
+    temperature_warmup_steps: int = 37_500
+    """Steps of that rise (official: 30 epochs of 1250); half of the run at most."""
     drop_path: float = 0.4
     """Share of the sequences that each residual branch leaves out (paper: 0.4 for g; official short config: 0.3)."""
     tied_heads: bool = False
@@ -29,9 +29,7 @@ class SelfDistillationConfig:
 
     def __post_init__(self) -> None:
         check(self.first_temperature > 0, "self_distillation.first_temperature must be above 0.")
-        check(
-            at_least(self.temperature_warmup_steps, 0), "self_distillation.temperature_warmup_steps must be 0 or more."
-        )
+        check(self.temperature_warmup_steps >= 0, "temperature_warmup_steps must be 0 or more.")
         check(0 <= self.drop_path < 1, "self_distillation.drop_path is a share below 1.")
 
 

@@ -136,12 +136,12 @@ def settle_length(asked: C, config: C, images: int, cost: Cost, hardware: Hardwa
 
     allowed = seconds(config.time) if config.time else None
     first = _first_images(config, hardware.device)
-    preparation = cost.forward * _passes(first) / hardware.processes
+    preparation = cost.forward * _passes(config, first) / hardware.processes
     if allowed is not None and preparation > 0.4 * allowed:
         scale = 0.4 * allowed / preparation
         asked_for = _asked_first_images(config)
         first = {n: c if n in asked_for else max(32, int(c * scale)) for n, c in first.items()}
-        preparation = cost.forward * _passes(first) / hardware.processes
+        preparation = cost.forward * _passes(config, first) / hardware.processes
     steps = _steps(config, images, batch, step, allowed, preparation, hardware.device)
 
     every, measured = config.checkpoint.every, config.evaluation.every
@@ -162,8 +162,7 @@ def settle_length(asked: C, config: C, images: int, cost: Cost, hardware: Hardwa
     if isinstance(config, DistillConfig):
         changes["init_images"] = first["init_images"]
     if isinstance(config, PretrainConfig):
-        warmup = config.self_distillation.temperature_warmup_steps
-        warmup = min(37_500, steps // 2) if is_auto(warmup) else warmup
+        warmup = min(config.self_distillation.temperature_warmup_steps, steps // 2)
         changes["self_distillation"] = dataclasses.replace(config.self_distillation, temperature_warmup_steps=warmup)
     return dataclasses.replace(config, **changes), preparation + steps * step
 
@@ -212,9 +211,11 @@ def _asked_first_images(config: RunConfig) -> set[str]:
     return asked
 
 
-def _passes(first: Mapping[str, int]) -> int:
-    """Forward passes before training: each fit before and after the first weights, and four for these themselves."""
-    return 2 * first["fit_images"] + 4 * first.get("init_images", 0)
+def _passes(config: RunConfig, first: Mapping[str, int]) -> int:
+    """Images that pass before training: fits before and after the first weights, and four times for these themselves."""
+    if isinstance(config, DistillConfig):
+        return 2 * first["fit_images"] + (4 * first["init_images"] if config.init == "fitted" else 0)
+    return first["fit_images"] if isinstance(config, PretrainConfig) and config.freeze_backbone else 0
 
 
 def _steps(
