@@ -212,7 +212,7 @@ def _asked_first_images(config: RunConfig) -> set[str]:
 
 
 def _passes(config: RunConfig, first: Mapping[str, int]) -> int:
-    """Images that pass before training: fits before and after the first weights, and four times for these themselves."""
+    """Images that pass before training: two fits of the projector, and four passes for fitted first weights."""
     if isinstance(config, DistillConfig):
         return 2 * first["fit_images"] + (4 * first["init_images"] if config.init == "fitted" else 0)
     return first["fit_images"] if isinstance(config, PretrainConfig) and config.freeze_backbone else 0
