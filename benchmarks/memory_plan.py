@@ -14,12 +14,11 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from dinov2_zoo.cli import parse, run
+from dinov2_zoo.arguments import parse, run
 from dinov2_zoo.config import PretrainConfig
 from dinov2_zoo.hub.build import build_self_distillation
+from dinov2_zoo.recipes import PRESETS
 from dinov2_zoo.training.memory_plan import MemoryPlan, memory_plan
-
-RECIPES = Path(__file__).parent.parent / "recipes"
 
 GIB = 2**30
 # GiB that torch sees of a card: H100 and H200 as they report it, A100 of 40 GB in proportion.
@@ -63,7 +62,7 @@ def table(plans: dict[int, MemoryPlan], title: str) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=RECIPES / "configs/vitg14.yaml")
+    parser.add_argument("--config", type=Path, default=PRESETS / "vitg14.yaml")
     parser.add_argument("--gpus", type=int, nargs="+", default=[8, 16, 32, 64, 128])
     parser.add_argument("--reshard", action="store_true", help="as with recipes/configs/accelerate/fsdp.yaml")
     options = parser.parse_args()

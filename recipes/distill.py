@@ -1,22 +1,25 @@
 """Distil a frozen teacher into a small student.
 
 Paper     Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Supervision", section 5.
-Try it    accelerate launch recipes/distill.py
-          A ViT-S/14 into a ViT-Ti/14 on the photos that three Python packages ship: minutes on 2 CPU cores.
-Your own  accelerate launch recipes/distill.py --teacher facebook/dinov2-base --data /your/folder --student vits14_reg4
-Presets   --config FILE, from recipes/configs/: demo.yaml (read without --data), own_images.yaml (read with --data) or
+Try it    dinov2-zoo distill: a ViT-S/14 into a ViT-Ti/14 on the photos of three Python packages, minutes on 2 CPU cores
+Your own  dinov2-zoo distill PHOTOS --student vits14_reg4
+Presets   --config FILE, from recipes/configs/: demo.yaml (read without images), own_images.yaml (read with images) or
           paper_vits14.yaml; further options override it.
 Result    runs/<name>/student loads with Dinov2Model, timm and transformers; runs/<name>/report.html shows it.
 """
 
+from dinov2_zoo.arguments import answer_early, run
+from dinov2_zoo.recipes import distill_arguments
+
+if __name__ == "__main__":
+    answer_early(distill_arguments)  # before torch is imported
+
 import functools
 import math
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 
-from dinov2_zoo.cli import parse, run
 from dinov2_zoo.config import DistillConfig, to_dict
 from dinov2_zoo.config.distill import INITS
 from dinov2_zoo.config.settle import settle_data
@@ -124,10 +127,9 @@ def launch(config: DistillConfig, *, resume: str | None) -> None:
         distil(config, runtime, resume=resume)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line, run."""
-    demo, own = (Path(__file__).parent / f"configs/{name}.yaml" for name in ("demo", "own_images"))
-    config, options = parse(DistillConfig, description=__doc__, default_config=demo, own_data_config=own)
+    config, options = distill_arguments(argv)
     launch(config, resume=options.resume)
 
 

@@ -234,3 +234,9 @@ def test_a_hub_that_stumbles_is_asked_again(hub, folder):
         fetched = fetch(NAME)
     assert len(failed) == 2
     assert (fetched / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("name", "meant"), [("vits41", "vits14"), ("dinov2_vitb14", "vitb14")])
+def test_a_short_name_that_nobody_has_names_the_nearest(name, meant):
+    with pytest.raises(CheckpointError, match=f"`{name}` does not exist: did you mean `{meant}`"):
+        fetch(name)

@@ -15,7 +15,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dinov2_zoo.cli import parse
+from dinov2_zoo.arguments import parse
 from dinov2_zoo.config import (
     CropConfig,
     HeadConfig,
