@@ -1,7 +1,9 @@
 """Bytes to an upright RGB image, for all that turns up in real folders; DecodeError for what is not an image."""
 
+import contextlib
 import importlib
 import io
+import threading
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,8 @@ from dinov2_zoo.errors import DataError
 
 # Pixels: PIL's own limit for a warning is half of this number, its limit for an error is this one.
 MAX_PIXELS = 178_956_970
+
+_LOADING = threading.Lock()
 
 
 class DecodeError(DataError):
@@ -38,7 +42,9 @@ def decode(raw: bytes | Image.Image, *, max_pixels: int = MAX_PIXELS) -> Image.I
     try:
         image = _open(raw, max_pixels) if isinstance(raw, bytes) else raw
         _check_size(*image.size, max_pixels)
-        image.load()
+        # PIL decodes when asked for pixels, and two threads may ask for those of one image that was given twice.
+        with _LOADING if image is raw else contextlib.nullcontext():
+            image.load()
         return _rgb(_upright(image))
     except DecodeError:
         raise
