@@ -153,7 +153,7 @@ class Files:
         try:
             return (self._root / self.names[index]).read_bytes()
         except OSError as error:
-            raise DecodeError(f"The file cannot be read ({error.strerror or error}): restore it, or correct its path.") from error
+            raise DecodeError(f"The file cannot be read ({error.strerror or error}): check its path.") from error
 
     def name(self, index: int) -> str:
         """Path of the file."""
