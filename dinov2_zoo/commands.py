@@ -1,15 +1,59 @@
-"""What the command `dinov2-zoo` does, one function per word; their docstrings are its help.
+"""What the command `dinov2-zoo` does besides the recipes, one function per word; their docstrings are its help.
 
 Each imports what it needs when it is called, so that `dinov2-zoo --help` answers at once.
 """
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
-from dinov2_zoo.config.evaluate import EvaluateConfig
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dinov2_zoo.hub.model import Dinov2Model
+
+
+def distill(
+    data: str | Path | None = None,
+    *,
+    student: str | None = None,
+    teacher: str | Path | None = None,
+    resume: str | Path | None = None,
+    **settings: Any,
+) -> "Dinov2Model | nn.Module":
+    """Distil a teacher into a student in this process, as `dinov2-zoo distill` does, and load what comes of it.
+
+    Args:
+        data: Training images: a folder, or another source that `--data` takes. None: the demo's photos and settings.
+        student: A name of `list_models()`, or "timm:<name>".
+        teacher: Hub id, folder or file.
+        resume: As `--resume`: a run folder, "step-N", or "auto".
+        settings: All other settings, nested or by dotted name: optim={"steps": 10} or **{"optim.steps": 10}.
+
+    Returns:
+        The student, on the CPU and in evaluation mode; a timm network where it was one.
+
+    Raises:
+        ZooError: What the command would print; its message is the same.
+    """
+    from dinov2_zoo.arguments import as_options
+
+    recipes, recipe = import_module("dinov2_zoo.recipes"), import_module("dinov2_zoo.recipes.distill")
+    named = {"data": data, "student": student, "teacher": teacher, "resume": resume}
+    argv = as_options({name: value for name, value in named.items() if value is not None} | settings)
+    config, arguments = recipes.distill_arguments(argv)
+    recipe.launch(config, resume=arguments.resume)
+    released = Path(config.runs) / config.name / "student"
+    if config.student.startswith("timm:"):
+        import timm
+
+        return timm.create_model(f"local-dir:{released}", pretrained=True).eval()
+    from dinov2_zoo.hub.model import Dinov2Model
+
+    return Dinov2Model.from_pretrained(released).eval()
 
 
 def status(run: Path) -> None:
@@ -129,31 +173,11 @@ def export(source: str, target: Path, size: int = 224, precision: Literal["fp32"
     )
 
 
-def evaluate(config: EvaluateConfig) -> None:
-    """Measure models by the paper's protocols: k-NN, linear, logistic, depth, segmentation, retrieval, video, speed."""
-    from dinov2_zoo.evaluation.results import results_table
-    from dinov2_zoo.evaluation.suite import evaluate_models
-    from dinov2_zoo.evaluation.table import terminal_table
-    from dinov2_zoo.training.runtime import Runtime
-
-    with Runtime(config.runtime) as runtime:
-        console = Console(soft_wrap=True, highlight=False, quiet=not runtime.is_main)
-        found = evaluate_models(config, runtime, lambda line: console.print(line, markup=False))
-        records = {measured.subject.name: measured.records for measured in found}
-        console.print(terminal_table(results_table(records), left=(1,)))
-        for measured in found:
-            console.print(f"{measured.subject.name}: records in {measured.subject.folder}", markup=False)
-
-
 COMMANDS: dict[str, Callable[..., None]] = {
     "models": models,
     "status": status,
-    "evaluate": evaluate,
     "verify": verify,
     "convert": convert,
     "export": export,
     "publish": publish,
 }
-
-CONFIGURED = {"evaluate": EvaluateConfig}
-"""Commands that take one configuration, whose fields are their options."""

@@ -1,24 +1,26 @@
 """Distil a frozen teacher into a small student.
 
 Paper     Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Supervision", section 5.
-Try it    accelerate launch recipes/distill.py
-          A ViT-S/14 into a ViT-Ti/14 on the photos that three Python packages ship: minutes on 2 CPU cores.
-Your own  accelerate launch recipes/distill.py --teacher facebook/dinov2-base --data /your/folder --student vits14_reg4
-Presets   --config FILE, from recipes/configs/: demo.yaml (read without --data), one_gpu.yaml (read with --data) or
-          paper_vits14.yaml; further options override it.
+Try it    dinov2-zoo distill: a ViT-S/14 into a ViT-Ti/14 on the photos of three Python packages, minutes on 2 CPU cores
+Your own  dinov2-zoo distill PHOTOS --student vits14_reg4 [--config FILE: one_gpu.yaml or another of recipes/configs/]
 Result    runs/<name>/student loads with Dinov2Model, timm and transformers; runs/<name>/report.html shows it.
 """
 
+from dinov2_zoo.arguments import answer_early, run
+from dinov2_zoo.recipes import distill_arguments
+
+if __name__ == "__main__":
+    answer_early(distill_arguments)  # before torch is imported
+
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from dinov2_zoo.cli import parse, run
 from dinov2_zoo.config import DistillConfig, to_dict
 from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.data.heldout import open_split
@@ -89,8 +91,7 @@ def distil(config: DistillConfig, runtime: Runtime, folder: Path, *, resume: str
         load_images(heldout, evaluation.size) if heldout else None, labelled, config=evaluation,
         device=runtime.device, autocast=runtime.autocast, fit_batches=lambda: some_batches(evaluation.fit_images),
     )  # fmt: skip
-    # Settings that cannot work fail here, before anything is written.
-    batches(seed=config.runtime.seed, steps=config.optim.steps)
+    batches(seed=config.runtime.seed, steps=config.optim.steps)  # settings that cannot work fail here
     if runtime.is_main:
         claim_run_folder(folder, to_dict(config))
     runtime.barrier()
@@ -139,10 +140,9 @@ def launch(config: DistillConfig, *, resume: str | None) -> None:
         distil(config, runtime, folder, resume=resume)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line, run."""
-    demo, own = (Path(__file__).parent / f"configs/{name}.yaml" for name in ("demo", "one_gpu"))
-    config, options = parse(DistillConfig, description=__doc__, default_config=demo, own_data_config=own)
+    config, options = distill_arguments(argv)
     launch(config, resume=options.resume)
 
 

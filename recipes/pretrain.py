@@ -1,23 +1,29 @@
 """Train a teacher with its heads, from images alone: DINO + iBOT + KoLeo on a student and its own average.
 
 Paper     Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Supervision", section 4 and Table 16.
-Try it    accelerate launch recipes/pretrain.py
+Try it    dinov2-zoo pretrain
           A ViT-Ti/14 on the photos that three Python packages ship: minutes on 2 CPU cores.
-Your own  accelerate launch recipes/pretrain.py --data /your/folder
-Presets   --config FILE, from recipes/configs/: pretrain_demo.yaml (read without --data), vits14_single_gpu.yaml (read
-          with --data), vitl16_short.yaml, vitl14.yaml, vitg14.yaml; further options override it.
+Your own  dinov2-zoo pretrain PHOTOS
+Presets   --config FILE, from recipes/configs/: pretrain_demo.yaml (read without images), vits14_single_gpu.yaml (read
+          with images), vitl16_short.yaml, vitl14.yaml, vitg14.yaml; further options override it.
 Result    runs/<name>/teacher: the average's backbone, which Dinov2Model, timm and transformers load, and
-          heads.safetensors: what `recipes/distill.py --objective.kind prototypes --teacher runs/<name>/teacher` needs.
+          heads.safetensors: what `dinov2-zoo distill --objective.kind prototypes --teacher runs/<name>/teacher` needs.
 """
+
+from dinov2_zoo.arguments import answer_early, run
+from dinov2_zoo.recipes import pretrain_arguments
+
+if __name__ == "__main__":
+    answer_early(pretrain_arguments)  # before torch is imported
 
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from dinov2_zoo.cli import parse, run
 from dinov2_zoo.config import PretrainConfig, to_dict
 from dinov2_zoo.data.loader import train_loader
 from dinov2_zoo.data.sources import open_source
@@ -114,10 +120,9 @@ def launch(config: PretrainConfig, *, resume: str | None) -> None:
         pretrain(config, runtime, folder, resume=resume)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line, run."""
-    demo, own = (Path(__file__).parent / f"configs/{name}.yaml" for name in ("pretrain_demo", "vits14_single_gpu"))
-    config, options = parse(PretrainConfig, description=__doc__, default_config=demo, own_data_config=own)
+    config, options = pretrain_arguments(argv)
     launch(config, resume=options.resume)
 
 

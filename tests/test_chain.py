@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from safetensors.torch import load_file
 from skimage import data as photos
 
 from dinov2_zoo import Dinov2Model
-from dinov2_zoo.cli import parse
+from dinov2_zoo.arguments import parse
 from dinov2_zoo.config import DistillConfig, PretrainConfig
 from dinov2_zoo.errors import CheckpointError, ConfigError
 from dinov2_zoo.training import session
@@ -28,10 +27,8 @@ SMALL += " --log.progress false --runtime.threads 1"
 
 @pytest.fixture(scope="module")
 def recipes():
-    sys.path.insert(0, str(ROOT / "recipes"))
     names = ("pretrain", "distill", "fit_heads", "adapt_resolution")
-    yield {name: importlib.import_module(name) for name in names}
-    sys.path.remove(str(ROOT / "recipes"))
+    return {name: importlib.import_module(f"dinov2_zoo.recipes.{name}") for name in names}
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from skimage import data as photos
 
 from dinov2_zoo import Dinov2Model
-from dinov2_zoo.cli import parse
+from dinov2_zoo.arguments import parse
 from dinov2_zoo.config import DistillConfig, ModelConfig
 from dinov2_zoo.training import session
 
@@ -104,9 +104,8 @@ def test_three_libraries_load_the_student_with_the_same_features(run, size):
 
 
 @pytest.fixture
-def launch(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
-    import distill
+def launch():
+    from dinov2_zoo.recipes import distill
 
     return lambda arguments, resume=None: distill.launch(parse(DistillConfig, arguments)[0], resume=resume)
 

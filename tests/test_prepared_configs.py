@@ -7,7 +7,7 @@ import yaml
 from accelerate.commands.config.config_args import ClusterConfig
 from accelerate.utils import FullyShardedDataParallelPlugin
 
-from dinov2_zoo.cli import parse
+from dinov2_zoo.arguments import parse
 from dinov2_zoo.config import DistillConfig, PretrainConfig
 from dinov2_zoo.config.evaluate import EvaluateConfig
 from dinov2_zoo.evaluation.suite import TASKS, parse_tasks

@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 from dinov2_zoo.errors import CheckpointError, HubError
 from dinov2_zoo.files import sha256_of
 from dinov2_zoo.hub.registry import REGISTRY
-from dinov2_zoo.models.zoo import MODELS
+from dinov2_zoo.models.zoo import MODELS, nearest_model
 from dinov2_zoo.weights.read import FILES
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -67,7 +67,9 @@ def fetch(source: str | Path, *, revision: str | None = None, heads: bool = Fals
             f'a Hub id, folder or file, or build it untrained with VisionTransformer(model_config("{name}")).'
         )
     if name.endswith(WEIGHT_SUFFIXES) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "~")):
-        raise CheckpointError(f"`{name}` does not exist: name a folder, a file of weights, or a Hub id (owner/name).")
+        near = None if "/" in name or "\\" in name or name.endswith(WEIGHT_SUFFIXES) else nearest_model(name)
+        hint = f"did you mean `{near}`? Else name" if near else "name"
+        raise CheckpointError(f"`{name}` does not exist: {hint} a folder, a file of weights, or a Hub id (owner/name).")
     try:
         patterns = ["*"] if everything else [*PATTERNS, "heads.safetensors"] if heads else PATTERNS
         folder = _download(name, revision, patterns)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dinov2_zoo.cli import parse
+from dinov2_zoo.arguments import parse
 from dinov2_zoo.config import DistillConfig, to_dict
 from dinov2_zoo.errors import ConfigError
 from dinov2_zoo.hub.card import empty_record, record_of_run, render, training_hours

@@ -4,7 +4,6 @@ Here on one process, CPU, bf16 autocast. By reading, CUDA saves the same but for
 by group, and the groups' results are laid together (`one_kernel=False`). bf16 copies of weights are counted apart.
 """
 
-import sys
 import weakref
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dinov2_zoo.cli import parse
+from dinov2_zoo.arguments import parse
 from dinov2_zoo.config import (
     CropConfig,
     HeadConfig,
@@ -293,15 +292,12 @@ def test_parts_follow_the_settings():
         memory_plan(module, config, 5)
 
 
-def test_the_papers_teacher_is_planned_without_allocating(monkeypatch):
-    monkeypatch.syspath_prepend(str(RECIPES))
-    monkeypatch.delitem(sys.modules, "pretrain", raising=False)
-    from pretrain import build as build_recipe
+def test_the_papers_teacher_is_planned_without_allocating():
+    from dinov2_zoo.recipes.pretrain import build as build_recipe
 
     config, _ = parse(PretrainConfig, ["--config", str(RECIPES / "configs/vitg14.yaml"), "--data", "x"])
     with torch.device("meta"):
         module = build_recipe(config)
-    monkeypatch.delitem(sys.modules, "pretrain")
     assert all(t.is_meta for t in [*module.parameters(), *module.buffers()])
     backbone = module.student.backbone
     released = sum(p.numel() for p in backbone.parameters()) + (37**2 - 16**2) * 1536  # positions of 518 pixels
