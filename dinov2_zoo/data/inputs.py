@@ -105,7 +105,7 @@ def _one(image: Any, seen: int) -> Source | None:
         seen: Photos before it.
     """
     if isinstance(image, str | os.PathLike):
-        return _by_name(os.fspath(image))
+        return open_by_name(os.fspath(image))
     if isinstance(image, Image.Image | bytes | np.ndarray | Tensor):
         return Pictures(list(split_picture(image)), seen)
     if isinstance(image, Source):
@@ -118,8 +118,12 @@ def _one(image: Any, seen: int) -> Source | None:
     return None
 
 
-def _by_name(name: str) -> Source:
-    """A file, an address, or a source of many."""
+def open_by_name(name: str) -> Source:
+    """Photos by a path, an address, or the text of a source of many.
+
+    Raises:
+        DataError: A source of many is not there, or holds no images; a single photo is only looked at when it is read.
+    """
     if name.startswith(("http://", "https://")):
         return Urls([name])
     path = os.path.expanduser(name)
