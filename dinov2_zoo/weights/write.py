@@ -22,7 +22,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from dinov2_zoo.config import ModelConfig
-from dinov2_zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from dinov2_zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, short_side
 from dinov2_zoo.errors import CheckpointError
 from dinov2_zoo.models.zoo import SIZES
 from dinov2_zoo.weights.key_maps import from_ours
@@ -180,7 +180,7 @@ def processor_config(config: ModelConfig) -> dict[str, Any]:
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": round(config.img_size * 256 / 224)},
+        "size": {"shortest_edge": short_side(config.img_size)},
         "resample": 3,
         "do_center_crop": True,
         "crop_size": {"height": config.img_size, "width": config.img_size},
