@@ -18,8 +18,8 @@ class Compared:
 
     listed: int
     """Number of files in the list."""
-    missing: list[str]
-    changed: list[str]
+    differences: dict[str, list[str]]
+    """Names of files that are "missing", and of those that "changed"."""
     unlisted: list[str]
 
 
@@ -61,7 +61,8 @@ def compare_checksums(folder: Path) -> Compared | None:
     held = _names(folder)
     missing = [name for name in listed if name not in held]
     changed = [name for name in listed if name in held and sha256_of(folder / name) != listed[name]]
-    return Compared(len(listed), missing, changed, [name for name in held if name not in listed])
+    unlisted = [name for name in held if name not in listed]
+    return Compared(len(listed), {"missing": missing, "changed": changed}, unlisted)
 
 
 def _names(folder: Path) -> list[str]:

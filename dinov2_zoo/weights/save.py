@@ -45,6 +45,8 @@ def writing(place: Path) -> Generator[None, None, None]:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
+        if (file := getattr(error, "filename", None)) and str(file) != str(place):
+            reason += f": {file}"
         raise ConfigError(
             f"{place} cannot be written ({reason}): name a place where you may write and that has room."
         ) from error
