@@ -173,7 +173,9 @@ def _of_packages(run: Path) -> bool:
 def private_words(source: Path) -> set[str]:
     """Paths of this machine that nothing published may hold: the model's, home, and those in a run's settings."""
     paths = {Path.home(), source}
-    paths |= {Path(text).expanduser() for text in _strings(_settings(source)) if re.search(r"[\\/]", text)}
+    for run in (source, source.resolve().parent):  # a student is published from its run's folder too
+        if settings := _settings(run):
+            paths |= {run, *(Path(text).expanduser() for text in _strings(settings) if re.search(r"[\\/]", text))}
     words = {str(path) for path in paths if path.is_absolute()}
     words |= {str(path.resolve()) for path in paths if path.exists()}
     return {word for word in words if len(word) > 3}

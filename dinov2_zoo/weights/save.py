@@ -22,8 +22,12 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path, about: Mapping[str, 
         about: For the file's header.
     """
     with atomic_write(file) as partial:
-        save_file(dict(tensors), partial, dict(about or {}))
-        give_rights(partial)
+        try:
+            save_file(dict(tensors), partial, dict(about or {}))
+            give_rights(partial)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def give_rights(file: Path) -> None:
