@@ -85,7 +85,7 @@ def verify(source: str, revision: str | None = None) -> None:
     checks = checks_of(source, revision=revision)
     marks = {True: "ok", False: "WRONG", None: "-"}
     table = Table(source, ("check", "", "found"), [(c.what, marks[c.passed], c.found) for c in checks])
-    Console(soft_wrap=True).print(terminal_table(table, left=(2,)))
+    Console(soft_wrap=True).print(terminal_table(table, left=(2,), folds=2))
     require(checks, source)
 
 
@@ -114,26 +114,37 @@ def models() -> None:
     from dinov2_zoo.evaluation.table import Table, terminal_table
     from dinov2_zoo.hub.registry import REGISTRY, SPEED_ON
 
-    columns = ("name", "on the Hub", "M params", "teacher", "k-NN", "linear", "images/s")
+    # 80 columns hold these; ids of the Hub may not be broken, or they could not be copied.
+    columns = ("name", "on the Hub", "M", "k-NN", "linear")
     entries = REGISTRY.values()
-    rows = [
-        (e.name, e.repository, round(e.parameters / 1e6, 1), e.teacher, e.knn, e.linear, e.images_per_second)
-        for e in entries
-    ]
+    rows = [(e.name, e.repository, round(e.parameters / 1e6), e.knn, e.linear) for e in entries]
     # What all of them share is said once.
     shared = ", ".join(sorted({f"{e.data}, last at {e.resolution} pixels, {e.licence}" for e in entries}))
     sources = "; ".join(
         f"{' '.join(e.name for e in entries if e.source == s)}: {s}" for s in {e.source: 0 for e in entries}
     )
-    note = (
-        f"Trained on {shared}. k-NN, linear: ImageNet-1k top-1, percent, as published ({sources}), not measured here. "
-        f"images/s: measured here, {SPEED_ON}. No commit is pinned: pass revision=."
+    teachers = "; ".join(
+        f"{' '.join(e.name for e in entries if e.teacher == t)} {'by itself' if t == 'none' else f'from {t}'}"
+        for t in {e.teacher: 0 for e in entries}
     )
-    Console(soft_wrap=True).print(terminal_table(Table("Published models", columns, rows), left=(1, 3), folds=1), note)
+    speeds = ", ".join(f"{e.name} {e.images_per_second:g}" for e in entries if not e.name.endswith("_reg4"))
+    note = (
+        f"M: millions of parameters. Trained on {shared}: {teachers}. k-NN, linear: ImageNet-1k top-1, percent, as "
+        f"published ({sources}), not measured here. Images per second, measured here on {SPEED_ON}: {speeds}. No commit "
+        "is pinned: pass revision=."
+    )
+    Console(soft_wrap=True).print(terminal_table(Table("Published models", columns, rows), left=(1,), folds=0))
+    Console(highlight=False).print(note)
 
 
 def publish(
-    source: Path, repository: str, upload: bool = False, private: bool = False, revision: str | None = None
+    source: Path,
+    repository: str,
+    upload: bool = False,
+    public: bool = False,
+    pictures: bool = False,
+    licence: str | None = None,
+    revision: str | None = None,
 ) -> None:
     """Verify a model and put it on the Hub with its card; without --upload true, only show what would go up.
 
@@ -141,18 +152,66 @@ def publish(
         source: A finished distillation's run folder, or the folder of a saved model.
         repository: Hub id, owner/name; the owner may be an organisation. The token is that of `hf auth login`.
         upload: Do it.
-        private: Make a new repository private.
+        public: Let everybody see the repository; otherwise it is private.
+        pictures: Upload the picture of held-out photos too; otherwise only if they are photos that packages ship.
+        licence: Under which you give the weights away, such as apache-2.0; otherwise the card says that none is stated.
         revision: Branch to commit to; default: main.
     """
     from dinov2_zoo.hub.publish import publish as put
 
-    done = put(source, repository, really=upload, private=private, revision=revision)
+    done = put(source, repository, really=upload, public=public, pictures=pictures, licence=licence, revision=revision)
     console = Console(soft_wrap=True, highlight=False)
     for name, size in done.files.items():
         console.print(f"{size:>14,}  {name}", markup=False)
+    for reason in done.left_out:
+        console.print(f"{'stays here':>14}  {reason}", markup=False)
     passed = sum(check.passed is True for check in done.checks)
     console.print(f"{passed} checks passed, {sum(done.files.values()):,} bytes in {len(done.files)} files.")
+    console.print(
+        f"{'Public' if public else 'Private'}; licence {done.licence or 'not stated: name one with --licence'}."
+    )
     console.print(f"Published at {done.address}" if done.address else "Nothing was uploaded: add --upload true.")
+
+
+def publish_zoo(
+    namespace: str, only: str = "", work: Path = Path("publish-zoo"), upload: bool = False, public: bool = False
+) -> None:
+    """Put Meta's DINOv2 models on the Hub as folders that three libraries load; without --upload true, show the plan.
+
+    Args:
+        namespace: Owner on the Hub, you or an organisation. The token is that of `hf auth login`.
+        only: Short names, separated by commas; default: all eight, small to large.
+        work: Folder where one model at a time lies; what was fetched is kept there when something goes wrong.
+        upload: Do it: fetch, convert, verify, upload, delete; what is there at the same checksum is skipped.
+        public: Let everybody see the repositories; otherwise they are private.
+    """
+    from dinov2_zoo.errors import HubError
+    from dinov2_zoo.hub.publish_zoo import look_up_states, plan
+    from dinov2_zoo.hub.publish_zoo import publish_zoo as put
+
+    gib, console = 2**30, Console(soft_wrap=True, highlight=False)
+    items, unseen = plan(namespace, [name.strip() for name in only.split(",") if name.strip()]), ""
+    try:
+        items = look_up_states(items)
+    except HubError as error:
+        unseen = f"What is there already is not known. {error}"
+    for i in items:
+        console.print(f"{i.source} -> {i.target}: {i.state}", markup=False)
+        console.print(f"    {i.weights / gib:.2f} GiB down, {i.uploaded / gib:.2f} up, {i.disk / gib:.2f} of disk")
+    left = [item for item in items if item.state != "done"]
+    if left:
+        console.print(
+            f"{sum(i.weights for i in left) / gib:.1f} GiB to fetch and {sum(i.uploaded for i in left) / gib:.1f} GiB "
+            f"to upload, to {'public' if public else 'private'} repositories. One model at a time: at once "
+            f"{max(i.disk for i in left) / gib:.1f} GiB of disk in {work} and about as much memory.",
+            markup=False,
+        )
+    if unseen:
+        console.print(unseen, markup=False)
+    if not upload:
+        console.print("Nothing was fetched or uploaded: add --upload true.")
+        return
+    put(items, work, public=public, say=lambda line: console.print(line, markup=False))
 
 
 def export(source: str, target: Path, size: int = 224, precision: Literal["fp32", "fp16", "int8"] = "fp32") -> None:
@@ -245,4 +304,5 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "convert": convert,
     "export": export,
     "publish": publish,
+    "publish-zoo": publish_zoo,
 }

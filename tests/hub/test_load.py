@@ -180,8 +180,10 @@ def test_an_upload_that_fails_says_what_to_do(hub, folder):
         with pytest.raises(HubError, match="hf auth login"):
             upload(folder, NAME, token="hf_wrong")
     hub("http://127.0.0.1:9")
-    with pytest.raises(HubError, match="cannot be uploaded"):
+    with pytest.raises(HubError, match="cannot be looked up"):
         upload(folder, NAME)
+    with pytest.raises(HubError, match="cannot be uploaded"):
+        upload(folder, NAME, private=False)
 
 
 def test_a_download_that_is_cut_off_goes_on_where_it_was(hub, tmp_path):
