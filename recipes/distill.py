@@ -76,7 +76,7 @@ def distil(config: DistillConfig, runtime: Runtime, folder: Path, *, resume: str
     images, heldout = open_split(config.data, evaluation.heldout, evaluation.heldout_count, config.runtime.seed)
     labelled = open_source(evaluation.labelled) if evaluation.labelled else None
     with runtime.main_first():
-        module = build(config).to(runtime.device)
+        module = runtime.place(build(config))
     batches = functools.partial(
         train_loader, images, config.crops, config.loader,
         accumulate=config.optim.accumulate, rank=runtime.rank, world_size=runtime.world_size,

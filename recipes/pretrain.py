@@ -55,7 +55,6 @@ def build(config: PretrainConfig) -> SelfDistillation:
         backbone = VisionTransformer(shape)
     config.check_patch(backbone.patch_size)
     backbone.requires_grad_(not config.freeze_backbone)
-    backbone.checkpoint_blocks = config.runtime.activation_checkpointing
     dino, ibot = heads or (PrototypeHead(backbone.embed_dim, head) for head in (config.dino_head, config.ibot_head))
     tied = config.self_distillation.tied_heads
     branch = Branch(backbone, dino=dino, ibot=None if tied else ibot, tied=tied)
@@ -68,7 +67,7 @@ def pretrain(config: PretrainConfig, runtime: Runtime, folder: Path, *, resume: 
     images = open_source(config.data)
     labelled = open_source(config.evaluation.labelled) if config.evaluation.labelled else None
     with runtime.main_first():
-        module = build(config).to(runtime.device)
+        module = runtime.place(build(config))
     batches = functools.partial(
         train_loader, images, config.crops, config.loader, masks=config.masks,
         patch_size=module.student.backbone.patch_size, accumulate=config.optim.accumulate,

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "dinov2_zoo"
 ARROW = (
     "errors",
     "files",
+    "progress",
     "config",
     "data",
     "models",
