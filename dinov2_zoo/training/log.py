@@ -123,7 +123,8 @@ def _headline(metrics: Mapping[str, float]) -> list[str]:
     """The few metrics that fit on a line of 80 columns beside the step and the time left."""
     words: list[str] = []
     if "loss" in metrics:
-        words.append(f"loss {metrics['loss']:.4g}")
+        loss = metrics["loss"]
+        words.append(f"loss {loss:.3f}" if loss >= 0.1 else f"loss {loss:.3g}")
     if "images_per_second" in metrics:
         rate = metrics["images_per_second"]
         words.append(f"{rate:,.0f} images/s" if rate >= 10 else f"{rate:.2g} images/s")
