@@ -166,7 +166,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(undisturbed, tmp_pat
 
 
 def test_only_one_process_may_write_a_run(tmp_path):
-    first = start(PLAIN, tmp_path, pace=0.3)
+    first = start(PLAIN, tmp_path, pace=3)  # outlives the other's start on a busy machine
     wait_for(lambda: len(lines(tmp_path)) >= 1, first)
     code, words = finish(start(PLAIN, tmp_path, "--resume"))
     assert code == 2 and f"is being written by process {first.pid} on" in words

@@ -52,7 +52,8 @@ def distillation(folder):
 
 
 def trained(module, runtime, lr):
-    optim = tiny_run.config(STEPS, base_lr=lr, final_lr=lr, warmup_steps=0, weight_decay=(0.0, 0.0))
+    still = {"warmup_steps": 0, "weight_decay": (0.0, 0.0), "ema_momentum": (0.5, 0.5)}
+    optim = tiny_run.config(STEPS, base_lr=lr, final_lr=lr, **still)
     state = TrainState.start(runtime.shard(module), optim, global_batch=1024)
     batches = (dataclasses.replace(tiny.batch(seed=step), step=step) for step in range(STEPS))
     train(runtime, state, batches, tiny_run.silent_log(STEPS))
@@ -62,6 +63,7 @@ def trained(module, runtime, lr):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
 def test_a_student_stored_in_half_precision_keeps_updates_that_are_too_small_for_it(tmp_path, stored, precision):
+    torch.manual_seed(0)
     models = {"student": tiny.backbone(16), "teacher": tiny.backbone(24)}
     for name, model in models.items():
         state = {key: tensor.to(stored) for key, tensor in model.state_dict().items()}
@@ -79,10 +81,10 @@ def test_a_student_stored_in_half_precision_keeps_updates_that_are_too_small_for
     weight = half.student.backbone.state_dict()["blocks.0.attn.qkv.weight"]
     before = first["blocks.0.attn.qkv.weight"]
     large = before.abs() > 0.02
-    moved = (weight - before)[large]
-    assert (moved != 0).all() and torch.equal(weight.to(stored)[large], before.to(stored)[large])
+    assert (weight != before)[large].float().mean() > 0.95
+    assert torch.equal(weight.to(stored)[large], before.to(stored)[large])
     average = half.ema.backbone.state_dict()["blocks.0.attn.qkv.weight"]
-    assert ((average - before)[large] != 0).float().mean() > 0.9
+    assert (average != before)[large].float().mean() > 0.95
 
 
 def test_what_was_stored_in_half_precision_takes_images_before_training(runtime):
