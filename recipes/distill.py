@@ -53,7 +53,7 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
         images, heldout = split_heldout(source, evaluation.heldout_count, config.runtime.seed)
     labelled = open_source(evaluation.labelled) if evaluation.labelled else None
     with runtime.main_first():
-        module = build_distillation(config).to(runtime.device)
+        module = runtime.place(build_distillation(config))
     read = functools.partial(train_loader, images, config.crops, rank=runtime.rank, world_size=runtime.world_size)
     if not (config.folder / "config.json").exists():
         config, seconds = settle(

@@ -47,7 +47,7 @@ def pretrain(config: PretrainConfig, runtime: Runtime, *, resume: str | None) ->
     asked = config
     config = settle_data(config, len(images), apart=False, hardware=hardware(runtime))
     with runtime.main_first():
-        module = build_self_distillation(config).to(runtime.device)
+        module = runtime.place(build_self_distillation(config))
     read = functools.partial(
         train_loader,
         images,

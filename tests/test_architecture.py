@@ -13,6 +13,7 @@ RECIPES = ROOT / "recipes"
 ARROW = (
     "errors",
     "files",
+    "progress",
     "config",
     "data",
     "models",

@@ -60,7 +60,6 @@ def build_self_distillation(config: PretrainConfig) -> SelfDistillation:
         backbone = VisionTransformer(shape)
     config.check_patch(backbone.patch_size)
     backbone.requires_grad_(not config.freeze_backbone)
-    backbone.checkpoint_blocks = config.runtime.activation_checkpointing
     dino, ibot = heads or (PrototypeHead(backbone.embed_dim, head) for head in (config.dino_head, config.ibot_head))
     tied = config.self_distillation.tied_heads
     branch = Branch(backbone, dino=dino, ibot=None if tied else ibot, tied=tied)

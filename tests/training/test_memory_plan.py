@@ -41,7 +41,8 @@ from dinov2_zoo.training.state import TrainState
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
-def settings(drop_path=0.4, *, local=4, images=10, prototypes=256, tied=False, precision="bf16", accumulate=1):
+def settings(drop_path=0.4, *, local=4, images=10, prototypes=256, tied=False, accumulate=1, **runtime):
+    runtime = {"precision": "bf16", "cpu": True} | runtime
     return PretrainConfig(
         crops=CropConfig(global_size=112, local_size=56, local_count=local),
         loader=LoaderConfig(batch_size=images),
@@ -49,15 +50,15 @@ def settings(drop_path=0.4, *, local=4, images=10, prototypes=256, tied=False, p
         ibot_head=HeadConfig(prototypes, hidden=80, bottleneck=32),
         self_distillation=SelfDistillationConfig(drop_path=drop_path, tied_heads=tied),
         optim=OptimConfig(steps=10, warmup_steps=1, accumulate=accumulate),
-        runtime=RuntimeConfig(precision=precision, cpu=True),
+        runtime=RuntimeConfig(**runtime),
     )
 
 
-def build(config, ffn="swiglu", *, checkpointing=False, depth=4):
+def build(config, ffn="swiglu", *, depth=4):
     """Widths that no number of tokens equals."""
     torch.manual_seed(0)
     backbone = VisionTransformer(ModelConfig(128, depth, num_heads=2, img_size=112, ffn=ffn, num_registers=4))
-    backbone.checkpoint_blocks = checkpointing
+    backbone.checkpoint_blocks = config.runtime.activation_checkpointing  # as `Runtime.shard` does
     dino, ibot = (PrototypeHead(128, head) for head in (config.dino_head, config.ibot_head))
     tied = config.self_distillation.tied_heads
     branch = Branch(backbone, dino=dino, ibot=None if tied else ibot, tied=tied)
@@ -133,8 +134,8 @@ def saved_bytes(module, inputs, autocast):
 @pytest.mark.parametrize("drop_path", [0.0, 0.4])
 @pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
 def test_activations_are_what_autograd_saves(ffn, drop_path, checkpointing):
-    config = settings(drop_path)
-    module = build(config, ffn, checkpointing=checkpointing)
+    config = settings(drop_path, activation_checkpointing=checkpointing)
+    module = build(config, ffn)
     plan = memory_plan(module, config, 1, one_kernel=False)
     saved = saved_bytes(module, batch(config), torch.autocast("cpu", torch.bfloat16))
     assert kept(plan) == pytest.approx(saved, rel=0.02)
@@ -197,8 +198,8 @@ class Live(TorchDispatchMode):
     [(False, 0.0, 256, 4), (False, 0.4, 256, 4), (True, 0.0, 256, 4), (True, 0.4, 16384, 4), (True, 0.4, 16384, 0)],
 )
 def test_fullest_moments_of_a_step(checkpointing, drop_path, prototypes, local):
-    config = settings(drop_path, local=local, prototypes=prototypes)
-    module = build(config, checkpointing=checkpointing)
+    config = settings(drop_path, local=local, prototypes=prototypes, activation_checkpointing=checkpointing)
+    module = build(config)
     state, inputs = start(module, config), batch(config)
     crops = size([inputs.global_crops, inputs.local_crops])
 
@@ -239,13 +240,13 @@ def four_processes(runtime):
 
 
 class Resharding:
-    """Of accelerate's FSDP plugin, what `Runtime.shard` reads."""
+    """What `Runtime.shard` reads of accelerate's FSDP plugin."""
 
     reshard_after_forward, transformer_cls_names_to_wrap = True, ["Block"]
 
 
 def gathered_bytes(branch):
-    """Of weights that FSDP holds gathered now."""
+    """Bytes of the weights that FSDP holds gathered now."""
     wholes = {}
     for module in branch.modules():
         if isinstance(module, FSDPModule):
