@@ -17,7 +17,7 @@ from accelerate.commands.launch import launch_command_parser
 from dinov2_zoo import Dinov2Model, cli
 from dinov2_zoo.arguments.parser import config_parser, option_names
 from dinov2_zoo.commands import COMMANDS
-from dinov2_zoo.config import DistillConfig, PretrainConfig, to_dict
+from dinov2_zoo.config import DistillConfig, OptimConfig, PretrainConfig, to_dict
 from dinov2_zoo.config.evaluate import EvaluateConfig
 from dinov2_zoo.data.sources import open_source
 from dinov2_zoo.hub.registry import REGISTRY
@@ -82,10 +82,9 @@ def place(tmp_path_factory):
     shutil.copy(ROOT / "docs/demo_features.jpg", root / "PHOTO.jpg")
     student = build_student("vitti14_reg4", 112)
     Dinov2Model.from_state(student.config, student.state_dict()).save_pretrained(root / "runs/demo/student")
-    for run in ("mine", "distill"):
-        (root / "runs" / run / "checkpoints").mkdir(parents=True)
-        record = {"config": to_dict(DistillConfig(name=run, data="photos"))}
-        (root / "runs" / run / "config.json").write_text(json.dumps(record))
+    (root / "runs/mine/checkpoints").mkdir(parents=True)
+    config = DistillConfig(name="mine", data="photos", optim=OptimConfig(steps=10, warmup_steps=1))
+    (root / "runs/mine/config.json").write_text(json.dumps({"config": to_dict(config)}))
     shutil.copytree(ROOT / "docs", root / "docs")
     (root / "recipes").symlink_to(ROOT / "recipes")
     return root
@@ -129,6 +128,8 @@ def test_commands_are_taken_by_their_parsers(block, line, monkeypatch, capsys):
     elif words[0] == "dinov2-zoo":
         if words[1] in COMMANDS and (words[1] not in CHEAP or block.needs):
             monkeypatch.setitem(COMMANDS, words[1], functools.wraps(COMMANDS[words[1]])(lambda *_, **__: None))
+        if words[1] == "embed":  # which does not overwrite what another page has made
+            Path("features.parquet").unlink(missing_ok=True)
         cli.obey(words[1:])
     elif words[0] == "python":
         source = script.read_text() + (ROOT / "benchmarks/network.py").read_text()
@@ -152,7 +153,7 @@ def launched(words):
 
 
 def test_settings_that_are_mentioned_exist():
-    names = {"help", "version", "quiet", "foreground", "print_config"}  # of accelerate, of benchmarks
+    names = {"help", "version", "print_config", "quiet", "config_file", "foreground"}  # the last: accelerate's, benchmarks'
     for config in (DistillConfig, PretrainConfig, EvaluateConfig):
         names |= set(option_names(config_parser(config, usage="", resumes=True)))
     for function in COMMANDS.values():
