@@ -5,7 +5,7 @@
 #   make demo-chain   pretrain a teacher, distil it with its own heads, adapt the student to a higher resolution
 # and, on Debian or Ubuntu, whose package of labelled pictures it fetches (160 MB):
 #   make evaluate-demo   every evaluation of the demo's teacher, its student and an untrained twin
-# The first call makes .venv (a few minutes, about 5 GB with torch); later calls start at once.
+# The first call makes .venv (a few minutes, about 6 GB with torch); later calls start at once.
 
 PYTHON ?= python3
 VENV   := .venv
