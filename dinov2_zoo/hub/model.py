@@ -28,8 +28,10 @@ class Dinov2Model(VisionTransformer):
     """A DINOv2 backbone with its weights.
 
     Example:
+        ```python
         model = Dinov2Model.from_pretrained("facebook/dinov2-base")
         features = model.embed(["cat.jpg", "dog.jpg"])  # [2, 768]
+        ```
     """
 
     @classmethod
