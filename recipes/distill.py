@@ -24,12 +24,12 @@ from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.data.heldout import open_split
 from dinov2_zoo.data.loader import train_loader
 from dinov2_zoo.data.sources import open_source
-from dinov2_zoo.evaluation.distilled.heldout import Examiner, Measured, load_images
+from dinov2_zoo.evaluation.distilled.heldout import Examiner, StudentMetrics, load_images
 from dinov2_zoo.evaluation.table import terminal_table
 from dinov2_zoo.hub.model import Dinov2Model
 from dinov2_zoo.hub.student import save_student
 from dinov2_zoo.hub.teacher import heads_beside, load_teacher, load_teacher_with_heads
-from dinov2_zoo.initialisation.fitted import LayerwiseStart
+from dinov2_zoo.initialisation.fitted import fit_student
 from dinov2_zoo.initialisation.projector import fit_projector
 from dinov2_zoo.initialisation.selected import check_fits, select_weights
 from dinov2_zoo.models.branch import Branch
@@ -96,7 +96,7 @@ def distil(config: DistillConfig, runtime: Runtime, folder: Path, *, resume: str
     runtime.barrier()
 
     # ---- before: as drawn, and as it starts. All of it follows from the seed, so a resumed run repeats it.
-    def measure_start() -> Measured:
+    def measure_start() -> StudentMetrics:
         if config.objective.kind == "features":
             fit_projector(module, some_batches(evaluation.fit_images), device=runtime.device, autocast=runtime.autocast)
         return examine(module)
@@ -110,14 +110,14 @@ def distil(config: DistillConfig, runtime: Runtime, folder: Path, *, resume: str
             select_weights(teacher, student)
         else:
             crops = torch.cat([b.global_crops.flatten(0, 1) for b in some_batches(config.start_images)])
-            LayerwiseStart(teacher, student, crops, runtime.autocast).run()
+            fit_student(teacher, student, crops, autocast=runtime.autocast)
         module.reset_average()
         stages["start"] = measure_start()
 
     # ---- training
     train_run(
         config, runtime, folder, module, batches,
-        images=len(images), resume=resume, measure=lambda: examine(module).figures(),
+        images=len(images), resume=resume, measure=lambda: examine(module).scalars(),
     )  # fmt: skip
 
     # ---- after: the average is what is released

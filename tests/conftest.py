@@ -1,7 +1,10 @@
 import pytest
 import torch
+from jaxtyping import install_import_hook
 
-from dinov2_zoo.models.vision_transformer import VisionTransformer
+# Tokens and branch outputs that a test makes, anywhere, are checked for the shapes that their fields say.
+with install_import_hook("dinov2_zoo.models.tokens", "beartype.beartype"):
+    from dinov2_zoo.models.vision_transformer import VisionTransformer
 
 
 @pytest.fixture(autouse=True)
