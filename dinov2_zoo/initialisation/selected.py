@@ -78,7 +78,7 @@ def transfer_tokens(teacher: VisionTransformer, student: VisionTransformer, redu
     Registers that the teacher lacks stay as they are.
 
     Args:
-        teacher: Of any width and grid.
+        teacher: Any width and grid.
         student: Filled in place.
         reduce: Linear map from the teacher's channels, the last dimension, to the student's.
     """

@@ -50,8 +50,8 @@ class PrototypesObjective(nn.Module):
         Args:
             student: Outputs for the global crops and, if there are any, the local ones.
             teacher: Outputs for the global crops, at the same patches.
-            teacher_temperature: Of the teacher's softmax, now.
-            patch_weights: Of the patches in the iBOT term; None: equal ones.
+            teacher_temperature: The teacher's softmax has it now.
+            patch_weights: How much each patch counts in the iBOT term; None: all the same.
         """
         config, temperature = self.config, self.config.student_temperature
         mine, theirs = student[0], teacher[0]

@@ -152,6 +152,13 @@ def test_autocast_costs_little(photos):
     assert explained(teacher, coarse, photos) > explained(teacher, exact, photos) - 0.02
 
 
+def test_progress_is_told_block_by_block(photos):
+    told = []
+    student = VisionTransformer(replace(TINY, embed_dim=32, num_heads=4, depth=3))
+    fit_student(made(TINY), student, photos[0][:8], on_block=lambda done, total: told.append((done, total)))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
 def test_a_student_larger_than_its_teacher_is_refused_before_any_work(photos):
     with pytest.raises(ConfigError, match=r"larger than its teacher in depth.*--init random"):
         fit_student(made(TINY), made(replace(TINY, depth=5)), photos[0])

@@ -54,7 +54,7 @@ def agreement(student: Tokens, projected: Tokens, teacher: Tokens, *, queries: i
         projected: The same through the projector, the teacher's width.
         teacher: The teacher's tokens, of the same images in the same order.
         queries: Patches whose neighbours are compared, drawn at random from all; fewer if there are fewer.
-        seed: Of that draw.
+        seed: Decides that draw.
 
     Raises:
         DataError: No images, or too few patches to have 5 neighbours.
