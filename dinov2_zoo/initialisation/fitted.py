@@ -82,7 +82,7 @@ def fit_student(
     fit = _BlockFit(pairs, down, teacher.config, autocast)
     chosen = evenly_spaced(teacher.config.depth, student.config.depth).tolist()
     for number, (first, until) in enumerate(zip(chosen, [*chosen[1:], teacher.config.depth], strict=True)):
-        fit(student.blocks[number], teacher.blocks[first:until])  # pyright: ignore[reportArgumentType]
+        fit(student.blocks[number], list(teacher.blocks[first:until]))  # pyright: ignore[reportArgumentType]
         on_block(number + 1, len(chosen))
     _neutralise(student.norm)
 

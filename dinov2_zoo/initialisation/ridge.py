@@ -4,7 +4,7 @@ It is where the projector of features distillation starts, so that gradients tea
 not the projector; and it is the yardstick for students that were trained without one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,9 +14,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dinov2_zoo.data.batch import Batch
-from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.grid import resample_grid
-from dinov2_zoo.models.tokens import Tokens
+from dinov2_zoo.models.tokens import BranchOutput, Tokens
+
+Network = Callable[[list[Tensor]], list[BranchOutput]]
+"""A `Branch`: groups of crops [V, B, 3, H, W] to outputs."""
 
 # Added to the covariance's diagonal as a share of its mean: chosen here on the demo (see LOG.md).
 RIDGE = 0.1
@@ -113,7 +115,7 @@ def sum_over_processes(total: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fit_maps(
-    student: Branch, teacher: Branch, batches: Iterable[Batch], *, device: torch.device, ridge: float = RIDGE
+    student: Network, teacher: Network, batches: Iterable[Batch], *, device: torch.device, ridge: float = RIDGE
 ) -> TokenMaps:
     """Fit the maps of class and patch tokens on the global crops of some batches. Every process must call it.
 

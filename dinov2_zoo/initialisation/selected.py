@@ -20,12 +20,12 @@ def evenly_spaced(available: int, wanted: int) -> Tensor:
     return torch.linspace(0, available - 1, wanted, dtype=torch.float64).round().long()
 
 
-def channels_of_heads(heads: Int64[Tensor, " h"], width: int) -> Int64[Tensor, " h*width"]:
+def channels_of_heads(heads: Int64[Tensor, " h"], width: int) -> Int64[Tensor, " channels"]:
     """Channels, among those of all heads side by side, that belong to some heads of this width."""
     return (heads[:, None] * width + torch.arange(width, device=heads.device)).flatten()
 
 
-def rows_of_qkv(channels: Int64[Tensor, " c"], dim: int) -> Int64[Tensor, " 3*c"]:
+def rows_of_qkv(channels: Int64[Tensor, " c"], dim: int) -> Int64[Tensor, " rows"]:
     """Rows of a packed qkv projection, 3 * dim of them, that make some channels of queries, keys and values."""
     return torch.cat([part * dim + channels for part in range(3)])
 

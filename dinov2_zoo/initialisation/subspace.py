@@ -25,7 +25,7 @@ CLASS_SHARE = 0.3
 def principal_directions(
     teacher: VisionTransformer,
     width: int,
-    batches: Iterable[Float[Tensor, "B 3 S S"]],
+    batches: Iterable[Float[Tensor, "_ 3 S S"]],
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Float[Tensor, "Dt Ds"]:
     """The map from a teacher's stream into a student's of a smaller width, or its own. Every process must call it.

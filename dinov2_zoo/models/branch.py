@@ -11,7 +11,8 @@ from dinov2_zoo.models.students import TimmStudent
 from dinov2_zoo.models.tokens import BranchOutput, HeadOutput, Tokens
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 
-Crops = Float[Tensor, "V B 3 H W"]
+Crops = Float[Tensor, "_ _ 3 _ _"]
+"""Views of images, [V, B, 3, H, W]; V, H and W differ between groups."""
 
 
 class Branch(nn.Module):

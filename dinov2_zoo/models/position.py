@@ -39,13 +39,13 @@ def resample_positions(
 
 
 def fold_class_position(
-    cls_token: Float[Tensor, "1 1 D"], positions: Float[Tensor, "1 N+1 D"]
+    cls_token: Float[Tensor, "1 1 D"], positions: Float[Tensor, "1 M D"]
 ) -> tuple[Float[Tensor, "1 1 D"], Float[Tensor, "1 N D"]]:
     """Class token and grid of a model that stores a position for the class token too: it joins the token."""
     return cls_token + positions[:, :1], positions[:, 1:]
 
 
-def with_class_position(grid: Float[Tensor, "1 N D"]) -> Float[Tensor, "1 N+1 D"]:
+def with_class_position(grid: Float[Tensor, "1 N D"]) -> Float[Tensor, "1 M D"]:
     """Undo `fold_class_position`: a grid with a class position in front, which is zero, as the token contains it."""
     return torch.cat([torch.zeros_like(grid[:, :1]), grid], dim=1)
 

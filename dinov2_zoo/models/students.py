@@ -108,7 +108,7 @@ class TimmStudent(nn.Module):
         ]
         return found[0] if isinstance(x, Tensor) else found
 
-    def tokens(self, groups: Sequence[Float[Tensor, "B 3 H W"]]) -> list[Tokens]:
+    def tokens(self, groups: Sequence[Float[Tensor, "_ 3 _ _"]]) -> list[Tokens]:
         """Tokens of groups of images, one group after the other: [B, class_dim] and [B, N, D]."""
         return [self._tokens(images) for images in groups]
 

@@ -19,6 +19,10 @@ from dinov2_zoo.models.tokens import Tokens
 
 Images = Float[Tensor, "B 3 H W"]
 Masks = Bool[Tensor, "B N"]
+Groups = Sequence[Float[Tensor, "_ 3 _ _"]]
+"""Groups of images, each [B, 3, H, W] with its own B, H and W."""
+GroupMasks = Sequence[Bool[Tensor, "_ _"] | None]
+"""The masks of each group, [B, N], if it has some."""
 Subsets = Sequence[tuple[Subset, Subset]] | None
 
 
@@ -119,7 +123,7 @@ class VisionTransformer(nn.Module):
 
     # ---------------------------------------------------------------- features out
 
-    def packing(self, groups: Sequence[Images]) -> Packing:
+    def packing(self, groups: Groups) -> Packing:
         """How the tokens of some groups of images lie in one row."""
         first, cell = 1 + self.num_registers, self.patch_size
         return Packing(tuple((g.shape[0], first + (g.shape[-2] // cell) * (g.shape[-1] // cell)) for g in groups))
@@ -152,17 +156,13 @@ class VisionTransformer(nn.Module):
             return self._forward_groups([x], [masks], subsets)[0]
         return self._forward_groups(x, [None] * len(x) if masks is None else list(masks), subsets)
 
-    def tokens(
-        self, groups: Sequence[Images], masks: Sequence[Masks | None] | None = None, subsets: Subsets = None
-    ) -> list[Tokens]:
+    def tokens(self, groups: Groups, masks: GroupMasks | None = None, subsets: Subsets = None) -> list[Tokens]:
         """Class and patch tokens of groups of images: `forward_features` for the code of this package."""
         packing, row = self._run_blocks(groups, masks or [None] * len(groups), subsets)
         first = 1 + self.num_registers
         return [Tokens(tokens[:, 0], tokens[:, first:]) for tokens in packing.unpack(self.norm(row))]
 
-    def _forward_groups(
-        self, x: Sequence[Tensor], masks: Sequence[Tensor | None], subsets: Subsets
-    ) -> list[dict[str, Any]]:
+    def _forward_groups(self, x: Groups, masks: GroupMasks, subsets: Subsets) -> list[dict[str, Any]]:
         packing, row = self._run_blocks(x, masks, subsets)
         normed, prenorm, first = packing.unpack(self.norm(row)), packing.unpack(row), 1 + self.num_registers
         return [
@@ -176,9 +176,7 @@ class VisionTransformer(nn.Module):
             for tokens, before, mask in zip(normed, prenorm, masks, strict=True)
         ]
 
-    def _run_blocks(
-        self, x: Sequence[Images], masks: Sequence[Masks | None], subsets: Subsets
-    ) -> tuple[Packing, Float[Tensor, "total D"]]:
+    def _run_blocks(self, x: Groups, masks: GroupMasks, subsets: Subsets) -> tuple[Packing, Float[Tensor, "total D"]]:
         """All tokens in one row after the last block, before the final norm."""
         groups = [self.prepare_tokens(images, mask) for images, mask in zip(x, masks, strict=True)]
         packing = Packing.of(groups)

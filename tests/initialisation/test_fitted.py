@@ -117,10 +117,10 @@ def test_the_same_order_whatever_the_registers_and_the_feed_forward(photos, thei
 
 @pytest.mark.parametrize("kind", [{}, {"num_registers": 4}, {"ffn": "swiglu"}], ids=str)
 def test_a_student_of_the_teachers_shape_becomes_the_teacher(photos, kind, monkeypatch):
-    monkeypatch.setattr(fitting, "RIDGE", 0)
+    monkeypatch.setattr(fitting, "RIDGE", 0.0)
     teacher = made(replace(TINY, **kind))
     student = started(teacher, teacher.config, photos[0], "fitted")
-    assert explained(teacher, student, photos, ridge=0) > 0.9999
+    assert explained(teacher, student, photos, ridge=0.0) > 0.9999
 
 
 def test_the_students_stream_has_no_mean_for_layer_norm_to_lose(photos):

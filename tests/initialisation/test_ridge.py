@@ -125,7 +125,7 @@ def test_fitting_finds_known_maps_again_whatever_the_teachers_grid(teacher_side)
         Batch(torch.randn(2, 8, DS, 12, 12, generator=generator, dtype=torch.float64), *[torch.empty(0)] * 3)
         for _ in range(3)
     ]
-    found = fit_maps(student, teacher, iter(batches), device=CPU, ridge=0)
+    found = fit_maps(student, teacher, iter(batches), device=CPU, ridge=0.0)
     for one, (weight, bias) in zip(found, maps, strict=True):
         assert isinstance(one, LinearMap) and one.weight.dtype == torch.float64
         x = torch.randn(5, DS, generator=generator, dtype=torch.float64)

@@ -52,7 +52,7 @@ def test_the_map_is_ridge_regression():
     moments = Moments(5, 7, CPU)
     for part in range(0, 200, 64):
         moments.add(x[part : part + 64], y[part : part + 64])
-    exact = moments.solve(ridge=0)
+    exact = moments.solve(ridge=0.0)
     torch.testing.assert_close(exact(x), y, rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(exact.deviation, y.std(0, correction=0))
     nothing = moments.solve(ridge=1e12)
