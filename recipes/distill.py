@@ -26,7 +26,7 @@ from dinov2_zoo.config.settle import settle_data
 from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.data.heldout import open_images, split_heldout
 from dinov2_zoo.data.loader import train_loader
-from dinov2_zoo.data.sources import open_source
+from dinov2_zoo.data.sources import describe, open_source
 from dinov2_zoo.evaluation.distilled.heldout import Examiner, StudentMetrics, load_images
 from dinov2_zoo.evaluation.table import terminal_table
 from dinov2_zoo.hub.build import build_distillation
@@ -34,6 +34,7 @@ from dinov2_zoo.hub.student import save_student
 from dinov2_zoo.initialisation.projector import fit_projector
 from dinov2_zoo.initialisation.student import first_weights
 from dinov2_zoo.models.students import TimmStudent
+from dinov2_zoo.progress import progress, track
 from dinov2_zoo.reports.distillation import distillation_report, distillation_table
 from dinov2_zoo.training.plan import announce, check_run, hardware, settle
 from dinov2_zoo.training.run_folder import claim_run_folder
@@ -56,21 +57,16 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
         module = runtime.place(build_distillation(config))
     read = functools.partial(train_loader, images, config.crops, rank=runtime.rank, world_size=runtime.world_size)
     if not (config.folder / "config.json").exists():
-        config, seconds = settle(
-            asked,
-            config,
-            runtime,
-            module,
-            functools.partial(read, seed=config.runtime.seed, steps=1),
-            images=len(images),
-        )
+        one = functools.partial(read, seed=config.runtime.seed, steps=1)
+        config, seconds = settle(asked, config, runtime, module, one, images=len(images))
         kept = len(heldout) if heldout else 0
-        say(announce(config, f"{len(source):,} images", train=len(images), heldout=kept, seconds=seconds))
+        say(announce(config, describe(source), train=len(images), heldout=kept, seconds=seconds))
     evaluation, folder = config.evaluation, config.folder
     batches = functools.partial(read, config.loader, accumulate=config.optim.accumulate)
 
-    def some_batches(count: int) -> Iterable[Batch]:
-        return batches(seed=config.runtime.seed + 1, steps=math.ceil(count / config.loader.batch_size))
+    def some_batches(count: int, what: str) -> Iterable[Batch]:
+        steps = math.ceil(count / config.loader.batch_size)
+        return track(batches(seed=config.runtime.seed + 1, steps=steps), steps, what, runtime.console)
 
     examine = Examiner(
         load_images(heldout, evaluation.size) if heldout else None,
@@ -78,7 +74,7 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
         config=evaluation,
         device=runtime.device,
         autocast=runtime.autocast,
-        fit_batches=lambda: some_batches(evaluation.fit_images),
+        fit_batches=lambda: some_batches(evaluation.fit_images, "Comparing student and teacher"),
     )
     if runtime.is_main:
         claim_run_folder(folder, to_dict(config))
@@ -87,27 +83,23 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
     # ---- before: as drawn, and as it starts. All of it follows from the seed, so a resumed run repeats it.
     def measure_start() -> StudentMetrics:
         if config.objective.kind == "features":
-            fits = some_batches(evaluation.fit_images)
+            fits = some_batches(evaluation.fit_images, "Comparing student and teacher")
             fit_projector(module, fits, device=runtime.device, autocast=runtime.autocast)
         return examine(module)
 
     stages = {"random" if config.init in INITS else "before": measure_start()}
     if config.init in ("fitted", "selected") and not isinstance(module.student.backbone, TimmStudent):
-        say("Starting the student from its teacher")
-        first_weights(module, config.init, some_batches(config.init_images), runtime.autocast)
+        some = some_batches(config.init_images, "Reading images for the student's first weights")
+        blocks = len(module.student.backbone.blocks)
+        with progress("Fitting the student's first weights", blocks, console=runtime.console) as advance:
+            first_weights(module, config.init, some, runtime.autocast, on_block=lambda *_: advance())
         stages["start"] = measure_start()
 
     # ---- training
-    train_run(
-        config,
-        runtime,
-        folder,
-        module,
-        batches,
-        images=len(images),
-        resume=resume,
-        measure=lambda: examine(module).scalars(),
-    )
+    def measure() -> dict[str, float]:
+        return examine(module).scalars()
+
+    train_run(config, runtime, folder, module, batches, images=len(images), resume=resume, measure=measure)
 
     # ---- after: the average is what is released
     stages["trained"] = examine(module)

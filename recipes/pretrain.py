@@ -25,12 +25,13 @@ from rich.console import Console
 from dinov2_zoo.config import PretrainConfig, to_dict
 from dinov2_zoo.config.settle import settle_data
 from dinov2_zoo.data.loader import train_loader
-from dinov2_zoo.data.sources import open_source
+from dinov2_zoo.data.sources import describe, open_source
 from dinov2_zoo.evaluation.distilled.heldout import Examiner
 from dinov2_zoo.evaluation.table import terminal_table
 from dinov2_zoo.hub.build import build_self_distillation
 from dinov2_zoo.hub.student import save_branch
 from dinov2_zoo.initialisation.heads import standardise_heads
+from dinov2_zoo.progress import track
 from dinov2_zoo.reports.pretraining import pretraining_report, pretraining_table
 from dinov2_zoo.training.plan import announce, check_run, hardware, settle
 from dinov2_zoo.training.run_folder import claim_run_folder
@@ -62,7 +63,7 @@ def pretrain(config: PretrainConfig, runtime: Runtime, *, resume: str | None) ->
         one = functools.partial(read, seed=config.runtime.seed, steps=1)
         config, seconds = settle(asked, config, runtime, module, one, images=len(images))
         module.config = config.self_distillation
-        say(announce(config, f"{len(images):,} images", train=len(images), heldout=0, seconds=seconds))
+        say(announce(config, describe(images), train=len(images), heldout=0, seconds=seconds))
     batches = functools.partial(read, config.loader, accumulate=config.optim.accumulate)
     examine = Examiner(
         None, labelled, config=config.evaluation, device=runtime.device, autocast=runtime.autocast, fit_batches=list
@@ -78,7 +79,7 @@ def pretrain(config: PretrainConfig, runtime: Runtime, *, resume: str | None) ->
 
     if config.freeze_backbone:
         count = max(1, config.evaluation.fit_images // config.loader.batch_size)
-        some = batches(seed=config.runtime.seed + 1, steps=count)
+        some = track(batches(seed=config.runtime.seed + 1, steps=count), count, "Looking at tokens", runtime.console)
         standardise_heads(module, some, device=runtime.device, autocast=runtime.autocast)
     stages = {"start": measure()}
 

@@ -34,17 +34,3 @@ def seconds(text: str) -> float | None:
     if parts is None:
         return None
     return sum(float(n) * _UNITS[u] for n, u in re.findall(r"(\d+(?:\.\d+)?)([smhd])", text.strip().lower()))
-
-
-def in_words(duration: float) -> str:
-    """Seconds as a person says them: "40 s", "12 min", "3 h 20 min", "2 days 4 h"."""
-    minutes = round(duration / 60)
-    if duration < 90:
-        return f"{max(1, round(duration))} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 24:
-        return f"{hours} h" + (f" {minutes} min" if minutes else "")
-    days, hours = divmod(hours, 24)
-    return f"{days} day{'s' * (days > 1)}" + (f" {hours} h" if hours else "")

@@ -17,6 +17,7 @@ def first_weights(
     init: str,
     batches: Iterable[Batch],
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    on_block: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Give a student, and its average, first weights from its teacher; in place and before sharding.
 
@@ -25,6 +26,7 @@ def first_weights(
         init: "fitted" or "selected".
         batches: This process's share of some training images, for "fitted".
         autocast: Precision of the forward passes.
+        on_block: Called after each block of a fitted student with how many are done, and of how many.
     """
     student, teacher = module.student.backbone, module.teacher.backbone
     assert isinstance(student, VisionTransformer) and isinstance(teacher, VisionTransformer)
@@ -32,5 +34,5 @@ def first_weights(
         select_weights(teacher, student)
     else:
         crops = torch.cat([batch.global_crops.flatten(0, 1) for batch in batches])
-        fit_student(teacher, student, crops, autocast=autocast)
+        fit_student(teacher, student, crops, autocast=autocast, on_block=on_block)
     module.reset_average()

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from dinov2_zoo.config import LoaderConfig, RunConfig, to_dict
-from dinov2_zoo.config.auto import in_words, is_auto
+from dinov2_zoo.config.auto import is_auto
 from dinov2_zoo.config.settle import Cost, Hardware, adopt, settle_length
 from dinov2_zoo.data.batch import Batch
+from dinov2_zoo.progress import duration
 from dinov2_zoo.training.run_folder import check_run_folder
 from dinov2_zoo.training.runtime import Runtime
 
@@ -145,7 +146,7 @@ def announce(config: RunConfig, images: str, *, train: int, heldout: int, second
     kept = f"; {heldout} of them are kept out of training, for measuring" if heldout else ""
     return (
         f"{images}{kept}. {steps:,} steps of {batch} images, {passes:.3g} passes over {train:,}, "
-        f"about {in_words(seconds)}. Results go to {config.folder}."
+        f"about {duration(seconds)}. Results go to {config.folder}."
     )
 
 

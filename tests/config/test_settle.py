@@ -14,7 +14,7 @@ from dinov2_zoo.config import (
     RuntimeConfig,
     to_dict,
 )
-from dinov2_zoo.config.auto import in_words, is_auto, seconds
+from dinov2_zoo.config.auto import is_auto, seconds
 from dinov2_zoo.config.settle import Cost, Hardware, adopt, settle_data, settle_length
 from dinov2_zoo.errors import ConfigError
 
@@ -105,8 +105,3 @@ def test_a_resumed_run_is_settled_as_it_was():
 )
 def test_durations(text, found):
     assert seconds(text) == found
-
-
-def test_durations_are_said_as_a_person_would():
-    words = ["1 s", "40 s", "2 min", "1 h", "3 h 20 min", "2 days 2 h"]
-    assert [in_words(s) for s in (0.2, 40, 137, 3600, 12_000, 180_000)] == words
