@@ -10,7 +10,7 @@ from dinov2_zoo.models.students import TimmStudent
 from dinov2_zoo.objectives.distillation import Distillation
 from dinov2_zoo.objectives.features import FeaturesObjective
 from dinov2_zoo.weights.checksums import write_checksums
-from dinov2_zoo.weights.heads import HEADS_FILE, fingerprint, save_heads
+from dinov2_zoo.weights.heads import HEADS_FILE, MADE_ON, norms_fingerprint, save_heads
 from dinov2_zoo.weights.save import save_tensors, writing
 from dinov2_zoo.weights.write import save_timm, save_weights
 
@@ -37,7 +37,7 @@ def save_branch(folder: Path, branch: Branch, weights: dict[str, Tensor], **abou
         save_weights(folder, backbone.config, _part(weights, "backbone"))
     dino, ibot = _part(weights, "dino"), _part(weights, "dino" if branch.tied else "ibot")
     if dino and ibot:
-        save_heads(folder / HEADS_FILE, dino, ibot, {"backbone": fingerprint(_part(weights, "backbone")), **about})
+        save_heads(folder / HEADS_FILE, dino, ibot, {MADE_ON: norms_fingerprint(_part(weights, "backbone")), **about})
         write_checksums(folder, HEADS_FILE)
 
 

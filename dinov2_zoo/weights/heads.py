@@ -1,10 +1,8 @@
 """Heads with prototypes, in a file of their own beside a backbone: `heads.safetensors`, under Meta's names."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -12,12 +10,16 @@ from dinov2_zoo.config import HeadConfig
 from dinov2_zoo.errors import CheckpointError
 from dinov2_zoo.files import without_folders
 from dinov2_zoo.models.heads import PrototypeHead
+from dinov2_zoo.weights.fingerprint import weights_fingerprint
 from dinov2_zoo.weights.read import read_tensors
 from dinov2_zoo.weights.save import save_tensors, writing
 
 State = Mapping[str, Tensor]
 
 HEADS_FILE = "heads.safetensors"
+
+MADE_ON = "backbone_norms"
+"""Entry of the file's header: `norms_fingerprint` of the backbone that the heads were made on."""
 
 HOW_TO_GET = (
     "Meta published no heads: fit some with recipes/fit_heads.py, give those of a teacher that you trained with "
@@ -33,8 +35,8 @@ def save_heads(file: Path, dino: State, ibot: State, about: Mapping[str, str] | 
         file: To write.
         dino: State of the class-token head.
         ibot: State of the patch-token head.
-        about: Where they come from, for the file's header; "backbone", a `fingerprint`, is compared when they are read.
-            Of local paths the last part is written, for heads are published.
+        about: Where they come from, for the file's header; its entry `MADE_ON` is compared when they are read. Of local
+            paths the last part is written, for heads are published.
     """
     state = {f"{name}_head.{key}": t for name, head in (("dino", dino), ("ibot", ibot)) for key, t in head.items()}
     # Cloned: tied heads are one set of tensors under two names.
@@ -43,12 +45,9 @@ def save_heads(file: Path, dino: State, ibot: State, about: Mapping[str, str] | 
         save_tensors(tensors, file, {name: without_folders(words) for name, words in (about or {}).items()})
 
 
-def fingerprint(backbone: State) -> str:
-    """Tells backbones apart by their norms, which neither resampled positions nor a half-precision copy change much."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(n for n in backbone if "norm" in n):
-        digest.update(backbone[name].detach().cpu().bfloat16().view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()
+def norms_fingerprint(backbone: State) -> str:
+    """Fingerprint of a backbone's norms in bf16: neither resampled positions nor a half-precision copy change it."""
+    return weights_fingerprint({name: tensor.bfloat16() for name, tensor in backbone.items() if "norm" in name})
 
 
 def load_heads(file: Path, dim: int, backbone: State | None = None) -> tuple[PrototypeHead, PrototypeHead]:
@@ -70,8 +69,8 @@ def load_heads(file: Path, dim: int, backbone: State | None = None) -> tuple[Pro
     state, _ = read_tensors(file)
     if backbone is not None and file.suffix == ".safetensors":
         with safe_open(file, framework="pt") as opened:
-            made_on = (opened.metadata() or {}).get("backbone")
-        if made_on not in (None, fingerprint(backbone)):
+            made_on = (opened.metadata() or {}).get(MADE_ON)
+        if made_on not in (None, norms_fingerprint(backbone)):
             raise CheckpointError(
                 f"The heads in {file} were made on another backbone of the same width: give the teacher that they "
                 "belong to, or fit new ones with recipes/fit_heads.py."
