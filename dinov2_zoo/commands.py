@@ -130,8 +130,8 @@ def models() -> None:
     speeds = ", ".join(f"{e.name} {e.images_per_second:g}" for e in entries if not e.name.endswith("_reg4"))
     note = (
         f"M: millions of parameters. Trained on {shared}: {teachers}. k-NN, linear: ImageNet-1k top-1, percent, as "
-        f"published ({sources}), not measured here. Images per second, measured here on {SPEED_ON}: {speeds}. No commit "
-        "is pinned: pass revision=."
+        f"published ({sources}), not measured here. Images per second, measured here on {SPEED_ON}: {speeds}. "
+        "No commit is pinned: pass revision=."
     )
     Console(soft_wrap=True).print(terminal_table(Table("Published models", columns, rows), left=(1,), folds=0))
     Console(highlight=False).print(note)
@@ -167,9 +167,8 @@ def publish(
         console.print(f"{'stays here':>14}  {reason}", markup=False)
     passed = sum(check.passed is True for check in done.checks)
     console.print(f"{passed} checks passed, {sum(done.files.values()):,} bytes in {len(done.files)} files.")
-    console.print(
-        f"{'Public' if public else 'Private'}; licence {done.licence or 'not stated: name one with --licence'}."
-    )
+    card = "as its own card says" if done.own_card else done.licence or "not stated: name one with --licence"
+    console.print(f"{'Public' if public else 'Private'}; licence: {card}.")
     console.print(f"Published at {done.address}" if done.address else "Nothing was uploaded: add --upload true.")
 
 

@@ -85,6 +85,7 @@ def export(source: str, target: Path, *, size: int = 224, precision: Precision =
         if suffix == ".pt2":
             with torch.no_grad():
                 program = torch.export.export(network, example, dynamic_shapes={"pixels": {0: batch}})
+            _forget_sources(program.graph_module)
             torch.export.save(program, file)
         else:
             _onnx(network, example, batch, file)
@@ -107,19 +108,29 @@ def export(source: str, target: Path, *, size: int = 224, precision: Precision =
 
 def _onnx(network: nn.Module, example: tuple[Tensor], batch: object, file: Path) -> None:
     try:
-        torch.onnx.export(
+        program = torch.onnx.export(
             network,
             example,
-            file,
             dynamo=True,
-            external_data=False,
             verbose=False,
             dynamic_shapes={"pixels": {0: batch}},
             input_names=["pixels"],
             output_names=["class_token", "patch_tokens"],
         )
+        assert program is not None
+        # Each node tells in which files of this machine it was written.
+        for node in program.model.graph.all_nodes():
+            node.metadata_props.clear()
+        program.save(file, external_data=False)
     except ImportError as error:
         raise _missing(error) from error
+
+
+def _forget_sources(module: torch.fx.GraphModule) -> None:
+    """Each node tells in which files of this machine it was written: not to strangers."""
+    for part in module.modules():
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)
 
 
 def _quantised(file: Path) -> Path:

@@ -115,7 +115,8 @@ def look_up(name: str, *, token: str | None = None) -> Remote | None:
         return None
     except (HFValidationError, HfHubHTTPError, HTTPError, OfflineModeIsEnabled, OSError) as error:
         raise HubError(
-            f"{name} cannot be looked up on the Hub ({type(error).__name__}): check the id, the network and `hf auth login`."
+            f"{name} cannot be looked up on the Hub ({type(error).__name__}): check the id and the network, or log in "
+            "with `hf auth login`."
         ) from error
     files = info.siblings or []
     return Remote(

@@ -45,7 +45,9 @@ class Publication:
     """What was there and stays here, each with the reason."""
     checks: list[Check]
     licence: str | None
-    """As the card states it; None: not stated."""
+    """As the card made here states it; None: not stated."""
+    own_card: bool
+    """The model had a card, which goes up as it is."""
     address: str | None
     """Where it is now; None: a dry run."""
 
@@ -75,7 +77,8 @@ def publish(
         token: Of the Hub; default: from HF_TOKEN or `hf auth login`.
 
     Raises:
-        ConfigError: There is nothing to publish, the licence is no identifier, or a file names a folder of this machine.
+        ConfigError: There is nothing to publish, the licence is no identifier, or a file names a folder of this
+            machine.
         ZooError: The model does not pass `verify`.
         HubError: The Hub cannot be reached, or refuses.
     """
@@ -88,7 +91,8 @@ def publish(
         _check_private(folder, private_words(source))
         files = sizes(folder)
         address = upload(folder, repository, private=not public, revision=revision, token=token) if really else None
-    return Publication(files, left_out, checks, licence, address)
+    own_card = not (source / "student").is_dir() and (source / CARD).is_file()
+    return Publication(files, left_out, checks, licence, own_card, address)
 
 
 def sizes(folder: Path) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Meta's DINOv2 models onto the Hub, each as one folder that three libraries load: fetched, converted, verified, uploaded.
+"""Meta's DINOv2 models onto the Hub, each a folder that three libraries load: fetched, converted, verified, uploaded.
 
 One model at a time, small to large, and its files are deleted when it is up. Whatever ends the work, the same command
 goes on with it: what was fetched lies in the working folder, and what is on the Hub already is not made again.

@@ -71,17 +71,30 @@ def verify(source: str, *, revision: str | None = None, sizes: Sequence[tuple[in
     checks.append(_reference(folder, model))
     patch, side = config.patch_size, config.img_size
     sizes = sizes or [(side, side), (7 * patch, 7 * patch), (9 * patch, 6 * patch)]
+    pixels = [_noise(height, width) for height, width in sizes]
+    with torch.no_grad():
+        ours = [_tokens(model, images) for images in pixels]
     for library, load in (("timm", _timm), ("transformers", _transformers), ("onnxruntime", _onnx)):
-        checks += _library(folder, model, library, load, sizes)
+        checks += _library(folder, config, library, load, pixels, ours)
     return checks
+
+
+def _noise(height: int, width: int) -> Float[Tensor, "1 3 {height} {width}"]:
+    return torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def _tokens(model: Dinov2Model, pixels: Tensor) -> Float[Tensor, "B T D"]:
+    tokens = model.forward_features(pixels)
+    return torch.cat([tokens["x_norm_clstoken"][:, None], tokens["x_norm_patchtokens"]], 1)
 
 
 def _library(
     folder: Path,
-    model: Dinov2Model,
+    config: ModelConfig,
     library: str,
     load: Callable[[Path], Forward | str],
-    sizes: Sequence[tuple[int, int]],
+    pixels: Sequence[Tensor],
+    ours: Sequence[Tensor],
 ) -> list[Check]:
     """One library beside ours; what it loaded is freed before the next one's turn."""
     try:
@@ -90,20 +103,17 @@ def _library(
         return [Check(library, False, f"does not load it: {type(error).__name__}: {str(error)[:200]}")]
     if isinstance(theirs, str):
         return [Check(library, None, theirs)]
-    return [_compare(model, theirs, library, height, width) for height, width in sizes]
+    return [_compare(config, library, theirs, p, o) for p, o in zip(pixels, ours, strict=True)]
 
 
-def _compare(model: Dinov2Model, theirs: Forward, library: str, height: int, width: int) -> Check:
+def _compare(config: ModelConfig, library: str, theirs: Forward, pixels: Tensor, ours: Tensor) -> Check:
+    height, width = pixels.shape[-2:]
     what = f"{library}, {height} x {width}"
-    pixels = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        tokens = model.forward_features(pixels)
-        ours = torch.cat([tokens["x_norm_clstoken"][:, None], tokens["x_norm_patchtokens"]], 1)
-        try:
+    try:
+        with torch.no_grad():
             difference = (ours - theirs(pixels)).abs().max().item()
-        except Exception as error:  # a size that the file was not made for
-            return Check(what, None, f"not computed there: {str(error).splitlines()[0][:120]}")
-    config = model.config
+    except Exception as error:  # a size that the file was not made for
+        return Check(what, None, f"not computed there: {first_line(error)[:120]}")
     if difference <= TOLERANCE:
         return Check(what, True, f"largest difference {difference:.1e}")
     elsewhere = not config.num_registers and (height, width) != (config.img_size, config.img_size)

