@@ -139,10 +139,11 @@ def evaluate(config: EvaluateConfig) -> None:
     with Runtime(config.runtime) as runtime:
         console = Console(soft_wrap=True, highlight=False, quiet=not runtime.is_main)
         found = evaluate_models(config, runtime, lambda line: console.print(line, markup=False))
-        records = {measured.subject.name: measured.records for measured in found}
-        console.print(terminal_table(results_table(records), left=(1,)))
-        for measured in found:
-            console.print(f"{measured.subject.name}: records in {measured.subject.folder}", markup=False)
+        records = {model.subject.name: model.records for model in found}
+        students = [model.subject.name for model in found if model.subject.is_student]
+        console.print(terminal_table(results_table(records, students), left=(1,)))
+        for model in found:
+            console.print(f"{model.subject.name}: records in {model.subject.folder}", markup=False)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
