@@ -26,7 +26,7 @@ def no_more_rows(metrics: Iterable[str]) -> dict[str, str]:
     return {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """One way to measure a model. The folder of its protocol exports it in `TASKS`; `suite.TASKS` collects them."""
 

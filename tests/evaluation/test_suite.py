@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from colour_folders import colours
 from cutout_folder import draw_cutouts
-from test_knn_task import colours
 
 from dinov2_zoo import Dinov2Model
 from dinov2_zoo.config import ModelConfig
@@ -85,8 +85,12 @@ def test_every_task_in_one_go_then_what_stands_is_kept(place):
             assert record["data"]["source"] and "torch" in json.dumps(record["provenance"])
     code, again, _ = evaluate(place, "--model", models, "--tasks", "knn,video", "--out", "records")
     assert code == 0 and again.count("measured before") == 4
+    assert "k-NN, k = 3" in again and "leave-one-out" in again
+    one = ("--model", f"one={place}/model0", "--tasks", "knn", "--out", "records")
+    code, anew, _ = evaluate(place, *one, "--overwrite", "true")
+    assert code == 0 and "measured before" not in anew
     other = ("--knn.k", "[1]")
-    code, changed, _ = evaluate(place, "--model", f"one={place}/model0", "--tasks", "knn", "--out", "records", *other)
+    code, changed, _ = evaluate(place, *one, *other)
     assert code == 0 and "measured before" not in changed
 
 

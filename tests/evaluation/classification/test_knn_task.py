@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from PIL import Image
+from colour_folders import colours
 from stand_ins import tiny_encoder, together, workspace
 
 from dinov2_zoo.config.classification import KnnConfig
@@ -14,17 +14,6 @@ from dinov2_zoo.evaluation.classification.labelled import LabelledData
 from dinov2_zoo.training.distributed import SingleProcess
 
 CONFIG = KnnConfig(k=(1, 5, 20), size=28)
-
-
-def colours(root, classes=("blue", "green", "red"), count=6):
-    """Folders of plain pictures whose class is their colour."""
-    for name in classes:
-        (root / name).mkdir(parents=True)
-        for number in range(count):
-            strong, weak = 200 + 8 * number, 10 * number
-            colour = {"blue": (weak, 30, strong), "green": (weak, strong, 30), "red": (strong, weak, 30)}[name]
-            Image.new("RGB", (40, 32), colour).save(root / name / f"{number}.png")
-    return open_source(str(root))
 
 
 def task(train, test, folder, config=CONFIG, processes=None):

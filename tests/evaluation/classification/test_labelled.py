@@ -3,7 +3,7 @@
 from functools import cache
 
 import pytest
-from test_knn_task import colours
+from colour_folders import colours
 
 from dinov2_zoo.config.evaluate import EvaluateConfig, EvaluationData
 from dinov2_zoo.errors import DataError

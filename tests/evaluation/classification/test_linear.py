@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from colour_folders import colours
 from safetensors.torch import load_file
 from stand_ins import tiny_encoder, together, workspace
-from test_knn_task import colours
 from torch import nn
 
 from dinov2_zoo.config.classification import LinearConfig

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from colour_folders import colours
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from stand_ins import tiny_encoder, workspace
-from test_knn_task import colours
 
 from dinov2_zoo.config.classification import LogisticConfig
 from dinov2_zoo.evaluation.classification.labelled import LabelledData

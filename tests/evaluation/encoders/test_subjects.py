@@ -11,9 +11,8 @@ from dinov2_zoo.evaluation.encoders.subjects import Subject, subjects
 def test_names_are_given_or_the_last_word():
     found = subjects("facebook/dinov2-base, mine=untrained:vits14_reg4,timm:convnext_atto, /x/y.safetensors", None)
     assert [subject.name for subject in found] == ["dinov2-base", "mine", "timm-convnext_atto", "y.safetensors"]
-    assert (
-        found[1] == Subject("mine", "untrained:vits14_reg4", Path("runs/evaluation/mine")) and not found[1].is_student
-    )
+    assert found[1] == Subject("mine", "untrained:vits14_reg4", Path("runs/evaluation/mine"))
+    assert not found[1].is_student
 
 
 def test_a_runs_student_bears_the_runs_name_and_keeps_its_records_there(tmp_path):

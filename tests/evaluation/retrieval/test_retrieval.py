@@ -6,10 +6,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from colour_folders import colours
 from PIL import Image
 from sklearn.metrics import average_precision_score
 from stand_ins import tiny_encoder, together, workspace
-from test_knn_task import colours
 
 from dinov2_zoo.config.retrieval import RetrievalConfig
 from dinov2_zoo.data.sources import open_source
