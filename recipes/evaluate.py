@@ -4,7 +4,7 @@ Paper     Oquab et al. 2023, section 7; every setting's source stands in its hel
 Run       dinov2-zoo evaluate facebook/dinov2-base --tasks knn,linear,depth:lin4
           --data.train imagenet:/data/imagenet@train --data.test imagenet:/data/imagenet@val --data.depth nyu:/data/nyu
 Try it    make evaluate-demo: the demo's teacher, student and an untrained twin, minutes on 2 CPU cores.
-Result    A table, and for each model and task one JSON record: figures, settings, data, versions, hardware.
+Result    A table, and for each model and task one JSON record: metrics, settings, data, versions, hardware.
 """
 
 from collections.abc import Sequence
@@ -26,10 +26,11 @@ def evaluate(config: EvaluateConfig) -> None:
     with Runtime(config.runtime) as runtime:
         console = Console(soft_wrap=True, highlight=False, quiet=not runtime.is_main)
         found = evaluate_models(config, runtime, lambda line: console.print(line, markup=False))
-        records = {measured.subject.name: measured.records for measured in found}
-        console.print(terminal_table(results_table(records), left=(1,)))
-        for measured in found:
-            console.print(f"{measured.subject.name}: records in {measured.subject.folder}", markup=False)
+        records = {model.subject.name: model.records for model in found}
+        students = [model.subject.name for model in found if model.subject.is_student]
+        console.print(terminal_table(results_table(records, students), left=(1,)))
+        for model in found:
+            console.print(f"{model.subject.name}: records in {model.subject.folder}", markup=False)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

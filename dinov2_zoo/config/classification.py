@@ -18,7 +18,7 @@ class KnnConfig:
     k: tuple[int, ...] = (10, 20, 100, 200)
     """Numbers of neighbours, all measured in one pass (official)."""
     temperature: float = 0.07
-    """Of the vote (official)."""
+    """Temperature of the vote (official)."""
     shots: tuple[int, ...] = ()
     """Training images per class for few-shot tries, beside the full set; () for none."""
     tries: int = 5
@@ -28,7 +28,7 @@ class KnnConfig:
     batch_size: int = 64
     """Images per forward pass and process; changes nothing but speed."""
     workers: int = 4
-    """Decoding threads per process."""
+    """Processes that decode, per process that measures; 0: it decodes itself."""
 
     def __post_init__(self) -> None:
         check(bool(self.k) and min(self.k) >= 1, "knn.k must hold numbers of at least 1.")
@@ -54,13 +54,13 @@ class LinearConfig:
     unaugmented images, computed once: far cheaper, and a little lower."""
     choose_on: Literal["test", "heldout"] = "test"
     """Which images choose the winner among the probes: "test", as the official code does and thus all published
-    figures, or "heldout", a tenth of the training images that no probe sees."""
+    results, or "heldout", a tenth of the training images that no probe sees."""
     size: int = 224
     """Image side, pixels (official)."""
     pass_size: int = 64
     """Images per forward pass of feature extraction; changes nothing but speed."""
     workers: int = 4
-    """Decoding threads per process."""
+    """Processes that decode, per process that measures; 0: it decodes itself."""
     save_every: int = 1000
     """Steps between saves of the probes."""
 
@@ -80,7 +80,7 @@ class LogisticConfig:
     exponents: tuple[float, float] = (-6.0, 5.0)
     """Range of log10 C (official)."""
     max_iterations: int = 1000
-    """Of L-BFGS for each C (official)."""
+    """Most iterations of L-BFGS for each C (official)."""
     tolerance: float = 1e-6
     """Largest gradient entry at which a fit counts as done (chosen here: accuracies no longer change)."""
     heldout: float = 0.1
@@ -90,7 +90,7 @@ class LogisticConfig:
     batch_size: int = 64
     """Images per forward pass and process; changes nothing but speed."""
     workers: int = 4
-    """Decoding threads per process."""
+    """Processes that decode, per process that measures; 0: it decodes itself."""
 
     def __post_init__(self) -> None:
         check(self.strengths >= 1 and self.max_iterations >= 1, "logistic.strengths must be at least 1.")

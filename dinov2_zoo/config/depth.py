@@ -18,7 +18,7 @@ class DepthConfig:
     lr: float = 1e-4
     """Peak learning rate of AdamW (official)."""
     weight_decay: float = 0.01
-    """Of AdamW (official)."""
+    """Weight decay of AdamW (official)."""
     batch_size: int = 16
     """Images per step over all processes (official: 2 on each of 8)."""
     clip_norm: float = 35.0
@@ -38,7 +38,7 @@ class DepthConfig:
     """An official head's .pth file: it is measured as it is, nothing is trained. Bins span the data set's range; Meta's
     hub code takes 0.001 to 80 m for every linear head, against its own configs (10 m for NYU)."""
     workers: int = 2
-    """Threads that read and augment, per process."""
+    """Processes that read and augment, per process that trains; 0: it does so itself."""
     save_every: int = 1000
     """Steps between saves of the head."""
 

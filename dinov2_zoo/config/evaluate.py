@@ -22,7 +22,7 @@ class EvaluationData:
     imagenet:/path@train."""
     test: str | None = None
     """Labelled images that these are measured on, imagenet:/path@val; without it knn leaves one out, and linear and
-    logistic set a fifth of the training images aside."""
+    logistic keep a fifth of the training images out."""
     robust: str | None = None
     """More test sets for the linear probe, separated by commas: imagenet-a:/path, imagenet-r:, imagenet-c:,
     imagenet-sketch:, imagenet-v2:, real:."""
@@ -51,8 +51,8 @@ class EvaluateConfig:
     out: str | None = None
     """Folder for records and heads, one below it for each model; default: `evaluation` in the run folder of a run's
     student, runs/evaluation/<model> for others."""
-    again: bool = False
-    """Measure what has been measured before, too: otherwise a record of the same weights, data and settings stands."""
+    overwrite: bool = False
+    """Measure what has been measured before, too: otherwise a record of the same weights, data and settings is kept."""
     knn: KnnConfig = field(default_factory=KnnConfig)
     """k-NN."""
     linear: LinearConfig = field(default_factory=LinearConfig)

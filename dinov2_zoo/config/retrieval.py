@@ -24,7 +24,7 @@ class RetrievalConfig:
     batch_size: int = 64
     """Images per forward pass and process with resize "crop"; otherwise one at a time."""
     workers: int = 4
-    """Decoding threads per process."""
+    """Processes that decode, per process that measures; 0: it decodes itself."""
 
     def __post_init__(self) -> None:
         check(self.size >= 1 and self.batch_size >= 1, "retrieval.size and batch_size must be at least 1.")

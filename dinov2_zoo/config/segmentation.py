@@ -18,7 +18,7 @@ class SegmentationConfig:
     lr: float = 1e-3
     """Peak learning rate of AdamW, which then falls linearly to 0 (official)."""
     weight_decay: float = 1e-4
-    """Of AdamW (official)."""
+    """Weight decay of AdamW (official)."""
     batch_size: int = 16
     """Images per step over all processes (official: 2 on each of 8)."""
     short_side: int | None = None
@@ -30,7 +30,7 @@ class SegmentationConfig:
     test_batch: int = 8
     """Windows per forward pass; changes nothing but speed."""
     workers: int = 2
-    """Threads that read and augment, per process."""
+    """Processes that read and augment, per process that trains; 0: it does so itself."""
     save_every: int = 1000
     """Steps between saves of the head."""
 

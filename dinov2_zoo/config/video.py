@@ -20,7 +20,7 @@ class VideoConfig:
     neighbours: int = 5
     """Votes per token, over all frames together (DINO v1)."""
     temperature: float = 0.1
-    """Of the vote (DINO v1)."""
+    """Temperature of the vote (DINO v1)."""
 
     def __post_init__(self) -> None:
         check(self.short_side >= 1, "video.short_side must be at least 1.")

@@ -11,6 +11,9 @@ from dinov2_zoo.errors import DataError
 from dinov2_zoo.files import atomic_write
 from dinov2_zoo.training.run_folder import provenance
 
+FORMAT = 2
+"""Number of the record's form; a record of another form is never taken for what was asked."""
+
 
 @dataclass(frozen=True)
 class DataFacts:
@@ -21,25 +24,25 @@ class DataFacts:
     images: Mapping[str, int]
     """Number by split, as in {"train": 24231, "test": 654}."""
     checksum: str
-    """Of the names and labels of all of them in order, see `checksum`; pixels are not read for it."""
+    """`checksum` of the names and labels of all of them in order; pixels are not read for it."""
 
 
 @dataclass(frozen=True)
 class Result:
     """What a protocol returns."""
 
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
     """Every number it gave, by name."""
     headline: str
-    """Name of the figure that stands in tables."""
+    """Name of the metric that stands in tables."""
     protocol: Mapping[str, Any]
-    """Every setting that the figures depend on."""
+    """Every setting that the metrics depend on."""
     data: DataFacts
     notes: list[str] = field(default_factory=list)
-    """What a reader must know to judge the figures, such as how a winner was chosen."""
+    """What a reader must know to judge the metrics, such as how a winner was chosen."""
 
     def __post_init__(self) -> None:
-        assert self.headline in self.figures, self.headline
+        assert self.headline in self.metrics, self.headline
 
 
 def checksum(parts: Iterable[object]) -> str:
@@ -50,29 +53,44 @@ def checksum(parts: Iterable[object]) -> str:
     return digest.hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class Computed:
+    """How a result was computed: what may explain a small difference between two of the same protocol."""
+
+    processes: int
+    """Processes that shared the work; a few training losses are taken over each one's part of a batch."""
+    device: str
+    """Kind of device: cpu, cuda."""
+    seconds: float
+    """Duration."""
+
+
 def write_record(
-    folder: Path, model: str, task: str, result: Result, *, asked: Mapping[str, Any], seconds: float
+    folder: Path, model: str, task: str, result: Result, *, asked: Mapping[str, Any], computed: Computed
 ) -> dict[str, Any]:
     """Write a result as `folder/<task>.json`, with versions and hardware; returns what it holds.
+
+    Two records may be compared if their task, protocol and data are equal.
 
     Args:
         folder: Made if needed.
         model: As it was named.
         task: As it was named, "depth:lin4".
         result: What was found.
-        asked: All that the figures depend on: settings, data, precision, the fingerprint of the weights.
-        seconds: What it took.
+        asked: All that the metrics depend on: settings, data, precision, the fingerprint of the weights.
+        computed: On what, and how long.
     """
     entry = {
+        "format": FORMAT,
         "model": model,
         "task": task,
         "headline": result.headline,
-        "figures": dict(result.figures),
+        "metrics": dict(result.metrics),
         "protocol": dict(result.protocol),
         "data": {**vars(result.data), "images": dict(result.data.images)},
         "notes": result.notes,
         "asked": dict(asked),
-        "seconds": round(seconds, 1),
+        "computed": {**vars(computed), "seconds": round(computed.seconds, 1)},
         "provenance": provenance(),
     }
     path = _path(folder, task)
@@ -91,7 +109,8 @@ def cached_record(folder: Path, task: str, asked: Mapping[str, Any]) -> dict[str
         entry = json.loads(path.read_text())
     except ValueError:  # it is about to be written anew
         return None
-    return entry if entry.get("asked") == json.loads(json.dumps(asked, default=str)) else None
+    same = entry.get("format") == FORMAT and entry.get("asked") == json.loads(json.dumps(asked, default=str))
+    return entry if same else None
 
 
 def _path(folder: Path, task: str) -> Path:

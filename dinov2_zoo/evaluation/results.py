@@ -1,68 +1,75 @@
 """The table of an evaluation: what was measured here, and beside it what the paper reports for its models."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dinov2_zoo.evaluation.paper import published
+from dinov2_zoo.evaluation.suite import TASKS
 from dinov2_zoo.evaluation.table import Cell, Table
 
-# Figures in units of their own; all others are shares, shown as percent.
-UNITS = {"rmse": "RMSE, m", "images_per_second": "images/s"}
-WORDS = {
-    "top1": "top-1, %",
-    "miou": "mean IoU, %",
-    "map": "mAP, %",
-    "map_medium": "mAP medium, %",
-    "map_hard": "mAP hard, %",
-    "j_and_f": "J&F, %",
-}
+Record = Mapping[str, Any]
 
 
-def results_table(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
+@dataclass(frozen=True)
+class _Row:
+    task: str
+    """Name by which the paper's tables are looked up."""
+    title: str
+    source: str
+    unit: str
+
+
+def results_table(records: Mapping[str, Sequence[Record]], students: Collection[str] = ()) -> Table:
     """One row for each task on each data set, one column for each model, the paper's models last where they have it.
 
     Args:
         records: By model, as `record.write_record` writes them.
+        students: Models whose columns are marked.
     """
-    rows: dict[tuple[str, str, str], dict[str, float]] = {}
+    found: dict[_Row, dict[str, float]] = {}
     for model, entries in records.items():
-        for entry in entries:
-            for task, name in _figures(entry):
-                key = (task, str(entry["data"]["source"]), name)
-                rows.setdefault(key, {})[model] = entry["figures"][name]
-    paper = {key: published(key[0], key[1]) for key in rows}
-    theirs = list(dict.fromkeys(model for found in paper.values() for model in found))
-    columns = ["task", "figure", *records, *(f"{model}, paper" for model in theirs)]
-    sources: dict[str, list[str]] = {}
-    for task, source, _ in rows:
-        sources.setdefault(task, []).append(source)
+        for row, value in (pair for entry in entries for pair in _rows(entry)):
+            found.setdefault(row, {})[model] = value
+    paper = {row: published(row.task, row.source) for row in found}
+    theirs = list(dict.fromkeys(model for models in paper.values() for model in models))
     cells: list[list[Cell]] = []
-    for key, found in rows.items():
-        task, source, name = key
-        percent = name not in UNITS
-        # Percent with one decimal; the table's own rule is for figures of any size.
-        mine = [_percent(found.get(model)) if percent else found.get(model) for model in records]
-        title = task if len(sources[task]) == 1 else f"{task}, {source}"
-        cells.append([title, WORDS.get(name) or UNITS.get(name) or name, *mine, *map(paper[key].get, theirs)])
-    return Table("Evaluation", columns, cells, f"{_images(rows)} What else figures depend on stands in the records.")
+    for row, values in found.items():
+        several = len({other.source for other in found if other.title == row.title}) > 1
+        # Percent with one decimal; the table's own rule is for numbers of any size.
+        shown = [_percent(values.get(model)) if row.unit.endswith("%") else values.get(model) for model in records]
+        title = f"{row.title}, {row.source}" if several else row.title
+        cells.append([title, row.unit, *shown, *map(paper[row].get, theirs)])
+    columns = ["task", "metric", *records, *(f"{model}, paper" for model in theirs)]
+    note = f"{_images(records)} What else metrics depend on stands in the records."
+    return Table("Evaluation", columns, cells, note, [name for name in students if len(records) > 1])
 
 
-def _images(rows: Iterable[tuple[str, str, str]]) -> str:
-    """Which tasks saw which images."""
-    tasks: dict[str, list[str]] = {}
-    for task, source, _ in rows:
-        tasks.setdefault(source, []).append(task)
-    said = [f"{source} ({', '.join(dict.fromkeys(found))})" for source, found in tasks.items()]
-    return f"Images: {'; '.join(said)}."
+def _rows(entry: Record) -> Iterator[tuple[_Row, float]]:
+    """The rows that a record gives, with their values."""
+    task, metrics, source = TASKS[entry["task"]], entry["metrics"], str(entry["data"]["source"])
+    title = task.title.format(name=task.name, **entry["protocol"])
+    for word, metric in {"": str(entry["headline"]), **task.more_rows(metrics)}.items():
+        end = f"/{word}" if word else ""
+        yield _Row(task.name + end, title + end, source, task.unit(metric)), metrics[metric]
 
 
-def _figures(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The figures of a record that stand in the table, each with the task that its row is called by."""
-    task, figures = str(entry["task"]), entry["figures"]
-    found = [(task, str(entry["headline"]))]
-    if "map_hard" in figures:
-        found.append((f"{task}/hard", "map_hard"))
-    return found + [(f"{task}/{name.partition('/')[2]}", name) for name in figures if name.startswith("robust/")]
+def _images(records: Mapping[str, Sequence[Record]]) -> str:
+    """Which tasks saw which images, and how many."""
+    tasks: dict[str, dict[str, list[str]]] = {}
+    for entry in (entry for entries in records.values() for entry in entries):
+        counts: dict[str, int] = entry["data"]["images"]
+        split = entry["protocol"].get("split")
+        text = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        if len(counts) == 1:
+            text = f"n = {sum(counts.values()):,} images"
+        said = f"{text}, {split}" if split else text
+        tasks.setdefault(str(entry["data"]["source"]), {}).setdefault(said, []).append(str(entry["task"]))
+    told = {
+        source: "; ".join(f"{', '.join(dict.fromkeys(names))}: {said}" for said, names in found.items())
+        for source, found in tasks.items()
+    }
+    return f"Images: {'. '.join(f'{source} ({text})' for source, text in told.items())}."
 
 
 def _percent(value: float | None) -> Cell:

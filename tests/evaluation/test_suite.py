@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from colour_folders import colours
 from cutout_folder import draw_cutouts
-from test_knn_task import colours
 
 from dinov2_zoo import Dinov2Model
 from dinov2_zoo.config import ModelConfig
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 def test_tasks_are_parsed_in_order_and_mistakes_name_the_nearest():
     data = EvaluationData(train="x", depth="y")
-    assert parse_tasks("depth:lin4, knn,knn", data) == ["depth:lin4", "knn"]
+    assert [task.name for task in parse_tasks("depth:lin4, knn,knn", data)] == ["depth:lin4", "knn"]
     with pytest.raises(ConfigError, match="no task `depth`: use depth:lin1 or depth:lin4 or depth:dpt"):
         parse_tasks("depth", data)
     with pytest.raises(ConfigError, match="no task `linaer`: use linear"):
@@ -81,12 +81,16 @@ def test_every_task_in_one_go_then_what_stands_is_kept(place):
     for name in ("one", "two"):
         for task in tasks:
             record = json.loads((place / "records" / name / f"{task.replace(':', '-')}.json").read_text())
-            assert record["headline"] in record["figures"] and record["task"] == task
+            assert record["headline"] in record["metrics"] and record["task"] == task
             assert record["data"]["source"] and "torch" in json.dumps(record["provenance"])
     code, again, _ = evaluate(place, "--model", models, "--tasks", "knn,video", "--out", "records")
     assert code == 0 and again.count("measured before") == 4
+    assert "k-NN, k = 3" in again and "leave-one-out" in again
+    one = ("--model", f"one={place}/model0", "--tasks", "knn", "--out", "records")
+    code, anew, _ = evaluate(place, *one, "--overwrite", "true")
+    assert code == 0 and "measured before" not in anew
     other = ("--knn.k", "[1]")
-    code, changed, _ = evaluate(place, "--model", f"one={place}/model0", "--tasks", "knn", "--out", "records", *other)
+    code, changed, _ = evaluate(place, *one, *other)
     assert code == 0 and "measured before" not in changed
 
 

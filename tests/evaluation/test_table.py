@@ -27,3 +27,8 @@ def test_the_terminal_shows_every_cell():
     Console(file=out, width=80).print(terminal_table(table))
     for word in ("Agreement", "before", "patch cosine", "0.010", "0.634", "-", "9 photos"):
         assert word in out.getvalue()
+
+
+def test_the_column_that_a_table_is_about_is_bold():
+    table = Table("Evaluation", ["task", "teacher", "student"], [["knn", 0.9, 0.8]], marked=["student"])
+    assert [str(column.style) for column in terminal_table(table).columns] == ["", "", "bold"]

@@ -23,7 +23,7 @@ def test_two_processes_find_what_one_finds(place):  # noqa: F811
     done = subprocess.run(command, capture_output=True, text=True, cwd=place, env=os.environ.copy(), timeout=240)
     for task in tasks:
         alone, pair = (
-            json.loads(file.read_text())["figures"] if file.is_file() else done.stderr[-3000:]
+            json.loads(file.read_text())["metrics"] if file.is_file() else done.stderr[-3000:]
             for file in (place / out / "one" / f"{task.replace(':', '-')}.json" for out in ("alone", "pair"))
         )
         assert pair == pytest.approx(alone, abs=1e-4), task

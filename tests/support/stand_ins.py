@@ -6,6 +6,7 @@ import torch
 
 from dinov2_zoo.config import ModelConfig
 from dinov2_zoo.evaluation.encoders.encoder import BackboneEncoder
+from dinov2_zoo.evaluation.workspace import Workspace, silent
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.training.distributed import SingleProcess
 
@@ -17,6 +18,11 @@ def tiny_encoder(dim=32, depth=4, seed=0):
     for parameter in model.parameters():  # tokens start at 1e-6: let them all differ
         torch.nn.init.normal_(parameter, std=0.1, generator=draw)
     return BackboneEncoder(model)
+
+
+def workspace(folder, context=None, say=silent):
+    """One process that keeps its work in a folder."""
+    return Workspace(context or SingleProcess(), folder, say)
 
 
 class Part(SingleProcess):

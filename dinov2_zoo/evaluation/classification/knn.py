@@ -1,8 +1,8 @@
 """k-nearest-neighbour classification on frozen features, by DINOv2's protocol (official `eval/knn.py`)."""
 
 import warnings
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,17 +11,28 @@ from torch import Tensor
 
 from dinov2_zoo.config.classification import KnnConfig
 from dinov2_zoo.data.augment import generator
-from dinov2_zoo.data.sources import Source
 from dinov2_zoo.errors import DataError
-from dinov2_zoo.evaluation.classification.labelled import check_classes, facts, skipped_notes
+from dinov2_zoo.evaluation.classification.labelled import LabelledData, skipped_notes
 from dinov2_zoo.evaluation.classification.neighbours import nearest
 from dinov2_zoo.evaluation.encoders.encoder import LayeredEncoder
 from dinov2_zoo.evaluation.encoders.feature_store import Kind, Stored, stored_features
 from dinov2_zoo.evaluation.record import Result
+from dinov2_zoo.evaluation.workspace import Workspace
 from dinov2_zoo.training.distributed import DistributedContext, SingleProcess
 
 CHUNK = 4096
 """Queries compared at a time; bounds memory, changes nothing else."""
+PAPERS_K = 20
+"""Neighbours of the paper's tables."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Features and what they are of."""
+
+    features: Float[Tensor, "n D"]
+    labels: Int64[Tensor, " n"]
+    """Classes 0, 1, ..."""
 
 
 def knn_accuracy(
@@ -59,7 +70,8 @@ def knn_accuracy(
     lacking = sorted(set(test_labels.tolist()) - set(train_labels.tolist()))
     if lacking:
         raise DataError(f"Classes {lacking[:10]} have test images but no training image: add some, or leave them out.")
-    return _accuracy(train_features, train_labels, test_features, test_labels, k, temperature, chunk, own=False)
+    bank, queries = Examples(train_features, train_labels), Examples(test_features, test_labels)
+    return _accuracy(bank, queries, k, temperature, chunk)
 
 
 def knn_leave_one_out(
@@ -80,49 +92,49 @@ def knn_leave_one_out(
     _check(features, labels, "labelled")
     if len(features) < 2:
         raise DataError("Leaving one out needs at least 2 labelled images: give more.")
-    return _accuracy(features, labels, features, labels, k, temperature, chunk, own=True)
+    return _accuracy(Examples(features, labels), None, k, temperature, chunk)
 
 
 @torch.inference_mode()
 def _accuracy(
-    bank: Tensor,
-    bank_labels: Tensor,
-    queries: Tensor,
-    query_labels: Tensor,
+    bank: Examples,
+    queries: Examples | None,
     k: Sequence[int],
     temperature: float,
     chunk: int,
-    *,
-    own: bool,
-    processes: DistributedContext | None = None,
+    context: DistributedContext | None = None,
 ) -> dict[int, float]:
-    """`own`: the queries are the bank. With several processes each searches its part of the bank, a stretch of it."""
-    processes = processes or SingleProcess()
-    ks = _usable(k, len(bank) - own)
-    bank_labels, query_labels = bank_labels.to(bank.device), query_labels.to(bank.device)
-    classes = int(bank_labels.max()) + 1
-    part = -(-len(bank) // processes.world_size)
-    offset = processes.rank * part
-    bank, bank_labels = bank[offset : offset + part], bank_labels[offset : offset + part]
+    """See `knn_accuracy`; without queries the bank asks itself.
+
+    With several processes each searches its part of the bank, a stretch of it.
+    """
+    context = context or SingleProcess()
+    own, asking = queries is None, queries or bank
+    ks = _usable(k, len(bank.features) - own)
+    device = bank.features.device
+    labels, truth = bank.labels.to(device), asking.labels.to(device)
+    classes = int(labels.max()) + 1
+    part = -(-len(labels) // context.world_size)
+    offset = context.rank * part
+    mine, labels = bank.features[offset : offset + part], labels[offset : offset + part]
     right = dict.fromkeys(ks, 0)
-    for start in range(0, len(queries), chunk):
-        asked = F.normalize(queries[start : start + chunk].float(), dim=1)
-        cosine, where = nearest(bank, asked, ks[-1], first=start - offset if own else None)
-        cosine, labels = _merge(cosine, bank_labels[where], ks[-1], processes)
+    for start in range(0, len(truth), chunk):
+        asked = F.normalize(asking.features[start : start + chunk].float(), dim=1)
+        cosine, where = nearest(mine, asked, ks[-1], first=start - offset if own else None)
+        cosine, found = _merge(cosine, labels[where], ks[-1], context)
         weights = (cosine / temperature).softmax(1)
-        truth = query_labels[start : start + chunk]
         for count in ks:
-            votes = torch.zeros(len(asked), classes, device=bank.device)
-            votes.scatter_add_(1, labels[:, :count], weights[:, :count])
-            right[count] += int((votes.argmax(1) == truth).sum())
-    return {count: right[count] / len(queries) for count in ks}
+            votes = torch.zeros(len(asked), classes, device=device)
+            votes.scatter_add_(1, found[:, :count], weights[:, :count])
+            right[count] += int((votes.argmax(1) == truth[start : start + chunk]).sum())
+    return {count: right[count] / len(truth) for count in ks}
 
 
-def _merge(cosine: Tensor, labels: Tensor, k: int, processes: DistributedContext) -> tuple[Tensor, Tensor]:
+def _merge(cosine: Tensor, labels: Tensor, k: int, context: DistributedContext) -> tuple[Tensor, Tensor]:
     """The k nearest of all processes' nearest: the same as of the whole bank."""
-    if processes.world_size == 1:
+    if context.world_size == 1:
         return cosine, labels
-    parts = processes.gather((cosine.cpu(), labels.cpu()))
+    parts = context.gather((cosine.cpu(), labels.cpu()))
     best, order = torch.cat([part[0] for part in parts], 1).topk(k, dim=1)
     return best.to(cosine.device), torch.cat([part[1] for part in parts], 1).gather(1, order).to(cosine.device)
 
@@ -146,90 +158,64 @@ def _check(features: Tensor, labels: Tensor, what: str) -> None:
         raise DataError(f"Negative class among the {what} labels: number classes from 0.")
 
 
-def evaluate_knn(
-    encoder: LayeredEncoder,
-    train: Source,
-    test: Source | None,
-    source: str,
-    config: KnnConfig,
-    *,
-    processes: DistributedContext,
-    folder: Path,
-    say: Callable[[str], object] = lambda _: None,
-) -> Result:
+def evaluate_knn(encoder: LayeredEncoder, data: LabelledData, config: KnnConfig, workspace: Workspace) -> Result:
     """k-NN on stored class tokens, all k at once, and few-shot tries if asked for.
 
     The headline is k = 20, the paper's choice, or the nearest k measured.
 
     Args:
         encoder: The model.
-        train: The bank.
-        test: Queries; None leaves one out of the bank.
-        source: How the bank was named.
+        data: The bank, and queries; without test images one is left out of the bank.
         config: Settings.
-        processes: Share extraction and the bank.
-        folder: Features are stored in `features` below it.
-        say: Takes a line of progress now and then.
-
-    Raises:
-        DataError: The classes do not fit; see `labelled.check_classes`.
+        workspace: Processes share extraction and the bank.
     """
-    check_classes(train, test)
     sets = [
         stored_features(
-            encoder,
-            part,
-            folder / "features",
-            Kind(config.size),
-            processes=processes,
-            batch_size=config.batch_size,
-            workers=config.workers,
-            say=say,
+            encoder, part, Kind(config.size), workspace, batch_size=config.batch_size, workers=config.workers
         )
-        for part in (train, test)
+        for part in (data.train, data.test)
         if part is not None
     ]
-    bank, queries = sets[0], sets[-1]
-    found = _measure(bank, queries, config, own=test is None, processes=processes)
-    figures = {f"k{count}": value for count, value in found.items()}
-    headline = min(found, key=lambda count: abs(count - 20))
-    figures = {"top1": found[headline], "best": max(found.values()), **figures}
+    bank, queries = sets[0], None if data.test is None else sets[1]
+    found = _measure(bank, queries, config, workspace.context)
+    headline = min(found, key=lambda count: abs(count - PAPERS_K))
+    metrics = {"top1": found[headline], "best": max(found.values())}
+    metrics |= {f"k{count}": value for count, value in found.items()}
     for shots in config.shots:
-        tries: list[dict[int, float]] = []
+        best: list[float] = []
         for attempt in range(config.tries):
             chosen = _few(bank, shots, attempt)
-            rest = _rows(bank, ~chosen) if test is None else queries
-            tries.append(_measure(_rows(bank, chosen), rest, config, own=False, processes=processes))
-        accuracies = torch.tensor([max(result.values()) for result in tries])
-        figures |= {f"shots{shots}": accuracies.mean().item(), f"shots{shots}_std": accuracies.std(correction=0).item()}
+            rest = _rows(bank, ~chosen) if queries is None else queries
+            best.append(max(_measure(_rows(bank, chosen), rest, config, workspace.context).values()))
+        accuracies = torch.tensor(best)
+        metrics |= {f"shots{shots}": accuracies.mean().item(), f"shots{shots}_std": accuracies.std(correction=0).item()}
     notes = [f"top1 is k = {headline}; the official code reports the best k."]
-    if test is None:
+    if queries is None:
         notes.append("No test images were named: every image was measured against all others.")
     if config.shots:
         notes.append("Of each few-shot try the best k counts, as in the official code.")
-    protocol = {"temperature": config.temperature, "size": config.size, "tries": config.tries}
+    protocol = {
+        "k": headline,
+        "split": data.split,
+        "temperature": config.temperature,
+        "size": config.size,
+        "tries": config.tries,
+    }
     notes += skipped_notes(*(part.skipped for part in sets))
-    return Result(figures, "top1", protocol, facts(source, train, test), notes)
+    return Result(metrics, "top1", protocol, data.facts(), notes)
 
 
-def _measure(
-    bank: Stored, queries: Stored, config: KnnConfig, *, own: bool, processes: DistributedContext
-) -> dict[int, float]:
-    assert bank.labels is not None and queries.labels is not None
-    device = processes.device
+def _measure(bank: Stored, queries: Stored | None, config: KnnConfig, context: DistributedContext) -> dict[int, float]:
     # Not more neighbours than there are: the sets of a demo and few-shot tries are small.
-    ks = sorted({min(count, len(bank.features) - own) for count in config.k})
-    return _accuracy(
-        bank.features.to(device),
-        bank.labels,
-        queries.features.to(device),
-        queries.labels,
-        ks,
-        config.temperature,
-        CHUNK,
-        own=own,
-        processes=processes,
-    )
+    largest = len(bank.features) - (queries is None)
+    ks = sorted({min(count, largest) for count in config.k})
+    asking = None if queries is None else _examples(queries, context)
+    return _accuracy(_examples(bank, context), asking, ks, config.temperature, CHUNK, context)
+
+
+def _examples(stored: Stored, context: DistributedContext) -> Examples:
+    assert stored.labels is not None
+    return Examples(stored.features.to(context.device), stored.labels)
 
 
 def _few(bank: Stored, shots: int, attempt: int) -> Tensor:

@@ -1,12 +1,15 @@
 """Linear evaluation: a grid of probes on frozen features, trained on one pass of the backbone (paper B.3)."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision.transforms.v2.functional as tv
+from jaxtyping import Float
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -15,190 +18,185 @@ from torchvision.transforms import InterpolationMode
 from dinov2_zoo.config import to_dict
 from dinov2_zoo.config.classification import LinearConfig
 from dinov2_zoo.data.augment import draw_box
-from dinov2_zoo.data.decode import DecodeError, decode
 from dinov2_zoo.data.heldout import split_by_class
 from dinov2_zoo.data.preprocess import normalise, to_uint8
 from dinov2_zoo.data.sources import Source
 from dinov2_zoo.errors import CheckpointError, ConfigError, DataError
-from dinov2_zoo.evaluation.batches import batch_indices, endless_batches
-from dinov2_zoo.evaluation.classification.labelled import check_classes, facts, skipped_notes
+from dinov2_zoo.evaluation.classification.labelled import LabelledData, skipped_notes
 from dinov2_zoo.evaluation.classification.probe_grid import ProbeGrid, cosine_factor
-from dinov2_zoo.evaluation.classification.robust_sets import RobustSet, robust_accuracy
+from dinov2_zoo.evaluation.classification.robust_sets import robust_accuracy
 from dinov2_zoo.evaluation.encoders.encoder import LayeredEncoder
-from dinov2_zoo.evaluation.encoders.feature_store import Kind, last_features, source_checksum, stored_features
+from dinov2_zoo.evaluation.encoders.feature_store import (
+    Kind,
+    Stored,
+    last_features,
+    source_checksum,
+    stored_features,
+)
+from dinov2_zoo.evaluation.encoders.reading import ReadImages, TrainingOrder, read_ahead
 from dinov2_zoo.evaluation.record import Result, checksum
+from dinov2_zoo.evaluation.workspace import Workspace
 from dinov2_zoo.files import atomic_write
-from dinov2_zoo.training.distributed import DistributedContext
 
-Say = Callable[[str], object]
-HELDOUT = 0.1
-"""Share of the training images that chooses the winner with choose_on "heldout" (chosen here)."""
+ROBUST = "robust/"
+"""Begins the names of the metrics of robustness sets."""
+CHOICE_SHARE = 0.1
+"""Share of each class in the training images that chooses the winner with choose_on "heldout" (chosen here: it only has
+to rank probes, so it is smaller than `labelled.TEST_SHARE`, which results are reported on)."""
 
 
-def evaluate_linear(
-    encoder: LayeredEncoder,
-    train: Source,
-    test: Source,
-    source: str,
-    config: LinearConfig,
-    *,
-    processes: DistributedContext,
-    folder: Path,
-    robust: Sequence[RobustSet] = (),
-    say: Say = lambda _: None,
-) -> Result:
+def evaluate_linear(encoder: LayeredEncoder, data: LabelledData, config: LinearConfig, workspace: Workspace) -> Result:
     """Train the grid and measure every probe; the headline is the winner's accuracy, with how it was chosen in a note.
 
     Args:
         encoder: The model.
-        train: Images to learn from.
-        test: Images to be measured on.
-        source: How the training images were named.
+        data: Images to learn from and to be measured on; more sets for the winner only.
         config: Settings.
-        processes: Share every batch and every extraction.
-        folder: Features are stored in `features` below it, the probes' state in `linear`.
-        robust: More sets, for the winner only.
-        say: Takes a line of progress now and then.
+        workspace: Processes share every batch and every extraction; the probes' state is saved in `linear`.
 
     Raises:
-        DataError: The classes do not fit; see `labelled.check_classes`.
         CheckpointError: The folder holds the probes of another training.
         ConfigError: No probe has finite weights, or the model has too few blocks.
     """
-    check_classes(train, test)
     if max(config.blocks) > encoder.depth:
         raise ConfigError(f"The model has {encoder.depth} blocks, fewer than linear.blocks {config.blocks}: lower it.")
-    assert train.labels is not None
-    classes = max(train.labels) + 1
-    learnt, judge = split_by_class(train, HELDOUT, 0) if config.choose_on == "heldout" else (train, test)
-    most = max(config.blocks)
-    kind = Kind(config.size, most, mean=True)
+    assert data.train.labels is not None and data.test is not None
+    heldout = config.choose_on == "heldout"
+    learnt, judge = split_by_class(data.train, CHOICE_SHARE, 0) if heldout else (data.train, data.test)
+    inputs = Inputs(config.blocks, encoder.dim)
+    draw = torch.Generator().manual_seed(0)
+    grid = ProbeGrid(inputs.widths(), max(data.train.labels) + 1, config.rates, draw, config.batch_size / 256)
+    grid.to(workspace.device)
+    skipped: dict[str, str] = {}
 
-    def stored(part: Source):
-        return stored_features(
-            encoder,
-            part,
-            folder / "features",
-            kind,
-            processes=processes,
-            batch_size=config.pass_size,
-            workers=config.workers,
-            say=say,
-        )
+    def stored(part: Source) -> Stored:
+        kind, options = inputs.kind(config.size), {"batch_size": config.pass_size, "workers": config.workers}
+        found = stored_features(encoder, part, kind, workspace, **options)
+        skipped.update(found.skipped)
+        return found
 
-    grid = ProbeGrid(
-        {name: width for name, width, _ in _inputs(config, encoder.dim)},
-        classes,
-        config.rates,
-        torch.Generator().manual_seed(0),
-        config.batch_size / 256,
-        processes.device,
-    )
     if config.path == "cached":
-        kept = stored(learnt)
-        assert kept.labels is not None
-        batches = _cached(kept.features, kept.labels, config, processes)
-        skipped = kept.skipped
+        batches = _cached(stored(learnt), config, workspace)
     else:
-        batches, skipped = _augmented(encoder, learnt, config, processes)
-    settings = {"weights": encoder.fingerprint(), "images": source_checksum(learnt), **to_dict(config)}
-    _train(grid, batches, config, encoder.dim, processes, folder / "linear", settings, say)
+        batches = _augmented(encoder, learnt, config, workspace, skipped)
+    key = {"weights": encoder.fingerprint(), "images": source_checksum(learnt), **to_dict(config)}
+    _train(grid, inputs, batches, config, workspace, key)
 
     def accuracies(part: Source) -> dict[str, float]:
         seen = stored(part)
-        skipped.update(seen.skipped)
         assert seen.labels is not None
         right = torch.zeros(len(grid.names))
         for rows in torch.arange(len(seen.labels)).split(1024):
-            scores = grid.logits(_split(seen.features[rows].to(processes.device).float(), config, encoder.dim))
-            right += (scores.argmax(2).cpu() == seen.labels[rows, None]).sum(0)
+            found = grid(inputs.split(seen.features[rows].to(workspace.device))).argmax(2)
+            right += (found.cpu() == seen.labels[rows, None]).sum(0)
         return dict(zip(grid.names, (right / len(seen.labels)).tolist(), strict=True))
 
-    dead = set(grid.dead())
-    judged = {name: value for name, value in accuracies(judge).items() if name not in dead}
-    if not judged:
-        raise ConfigError("No linear probe has finite weights: lower linear.rates.")
-    winner = max(judged, key=lambda name: judged[name])
-    tested = judged if judge is test else {n: v for n, v in accuracies(test).items() if n not in dead}
-    spread = torch.tensor(list(tested.values()))
-    figures = {"top1": tested[winner], "median": spread.median().item(), "least": spread.min().item()}
-    column = grid.names.index(winner)
-    for more in robust:
-        seen = stored(more.source)
-        parts = [
-            grid.logits(_split(features.to(processes.device).float(), config, encoder.dim))[:, column].cpu()
-            for features in seen.features.split(1024)
-        ]
-        figures[f"robust/{more.name}"] = robust_accuracy(torch.cat(parts), seen.indices.tolist(), more)
-    figures |= {f"probe/{name}": value for name, value in tested.items()}
-    on = "the test images, as in the official code: a little too good" if judge is test else "held-out training images"
+    def winners_logits(part: Stored) -> Tensor:
+        column = grid.names.index(winner)
+        parts = part.features.split(1024)
+        return torch.cat([grid(inputs.split(rows.to(workspace.device)))[:, column].cpu() for rows in parts])
+
+    dead = grid.dead()
+    with torch.no_grad():
+        judged = {name: value for name, value in accuracies(judge).items() if name not in dead}
+        if not judged:
+            raise ConfigError("No linear probe has finite weights: lower linear.rates.")
+        winner = max(judged, key=lambda name: judged[name])
+        tested = {n: v for n, v in accuracies(data.test).items() if n not in dead} if heldout else judged
+        spread = torch.tensor(list(tested.values()))
+        metrics = {"top1": tested[winner], "median": spread.median().item(), "least": spread.min().item()}
+        for more in data.robust:
+            seen = stored(more.source)
+            metrics[f"{ROBUST}{more.name}"] = robust_accuracy(winners_logits(seen), seen.indices.tolist(), more)
+    metrics |= {f"probe/{name}": value for name, value in tested.items()}
+    on = "held-out training images" if heldout else "the test images, as in the official code: a little too good"
     notes = [f"The winner of {len(judged)} probes, {winner}, was chosen on {on}.", *skipped_notes(skipped)]
     if config.path == "cached":
         notes.append("Cached path: no augmentation, unlike the paper.")
     if dead:
         notes.append(f"{len(dead)} probes became infinite and are left out: {', '.join(sorted(dead))}.")
-    return Result(figures, "top1", to_dict(config), facts(source, train, test), notes)
+    return Result(metrics, "top1", {**to_dict(config), "split": data.split}, data.facts(), notes)
 
 
-def _inputs(config: LinearConfig, dim: int) -> list[tuple[str, int, Callable[[Tensor], Tensor]]]:
-    """Name, width and way to cut out of [class tokens of the last blocks, mean patch] of every input of the grid."""
-    most = max(config.blocks)
-    found: list[tuple[str, int, Callable[[Tensor], Tensor]]] = []
-    for count in config.blocks:
-        first = (most - count) * dim
-        found.append((f"last{count}", count * dim, lambda x, first=first: x[:, first : most * dim]))
-        found.append((f"last{count}+mean", (count + 1) * dim, lambda x, first=first: x[:, first:]))
-    return found
+@dataclass(frozen=True)
+class Inputs:
+    """What probes read: class tokens of the last blocks, with and without the mean patch of the last one."""
 
+    blocks: tuple[int, ...]
+    """How many last blocks; two inputs for each number."""
+    dim: int
+    """Width of a token."""
 
-def _split(features: Tensor, config: LinearConfig, dim: int) -> dict[str, Tensor]:
-    return {name: cut(features) for name, _, cut in _inputs(config, dim)}
+    def kind(self, size: int) -> Kind:
+        """The features that all inputs are parts of, of images with a side of `size` pixels."""
+        return Kind(size, max(self.blocks), mean=True)
+
+    def widths(self) -> dict[str, int]:
+        """Width of each input, by name."""
+        return {name: part.stop - part.start for name, part in self._parts().items()}
+
+    def split(self, features: Float[Tensor, "B W"]) -> dict[str, Float[Tensor, "B _"]]:
+        """All inputs, fp32, of features of this kind."""
+        return {name: features[:, part].float() for name, part in self._parts().items()}
+
+    def _parts(self) -> dict[str, slice]:
+        most, dim = max(self.blocks), self.dim
+        found: dict[str, slice] = {}
+        for count in self.blocks:
+            found[f"last{count}"] = slice((most - count) * dim, most * dim)
+            found[f"last{count}+mean"] = slice((most - count) * dim, (most + 1) * dim)
+        return found
 
 
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 """Features [B, W] and labels of every batch from a step on."""
 
 
-def _cached(features: Tensor, labels: Tensor, config: LinearConfig, processes: DistributedContext) -> Batches:
+def _order(length: int, config: LinearConfig, workspace: Workspace, start: int) -> TrainingOrder:
+    return TrainingOrder(length, config.batch_size, workspace.context, steps=config.steps, start=start)
+
+
+def _cached(kept: Stored, config: LinearConfig, workspace: Workspace) -> Batches:
+    features, labels = kept.features, kept.labels
+    assert labels is not None
+
     def batches(start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in batch_indices(len(labels), batch_size=config.batch_size, processes=processes, start=start):
-            rows = [index for _, index in batch]
+        for places in _order(len(labels), config, workspace, start):
+            rows = [place.item for place in places]
             yield features[rows], labels[rows]
 
     return batches
 
 
-def _augmented(
-    encoder: LayeredEncoder, source: Source, config: LinearConfig, processes: DistributedContext
-) -> tuple[Batches, dict[str, str]]:
-    """Random crops and flips through the encoder; what cannot be decoded is left out of its batch and noted."""
-    skipped: dict[str, str] = {}
+@dataclass(frozen=True)
+class RandomCrop:
+    """Prepares an image for a training step."""
 
-    def read(index: int, randomness: torch.Generator) -> tuple[Tensor, int] | None:
-        assert source.labels is not None
-        try:
-            return augmented(to_uint8(decode(source.read(index))), config.size, randomness), source.labels[index]
-        except DecodeError as error:
-            skipped[source.name(index)] = str(error)
-            return None
+    size: int
+    """Side of the result, pixels."""
+
+    def __call__(self, image: Image.Image, index: int, randomness: torch.Generator) -> Float[Tensor, "3 S S"]:
+        """The prepared image."""
+        return augmented(to_uint8(image), self.size, randomness)
+
+
+def _augmented(
+    encoder: LayeredEncoder, source: Source, config: LinearConfig, workspace: Workspace, skipped: dict[str, str]
+) -> Batches:
+    """Random crops and flips through the encoder; what cannot be decoded is left out of its batch and noted."""
 
     def batches(start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for found in endless_batches(
-            len(source),
-            read,
-            batch_size=config.batch_size,
-            processes=processes,
-            start=start,
-            workers=config.workers,
-        ):
-            good = [pair for pair in found if pair is not None]
-            if not good:
-                raise DataError(f"None of {len(found)} images could be decoded: check the training images.")
-            images = torch.stack([image for image, _ in good]).split(config.pass_size)
-            features = [last_features(encoder, part, max(config.blocks), mean=True) for part in images]
-            yield torch.cat(features), torch.tensor([label for _, label in good])
+        labels = torch.tensor(source.labels)
+        order = _order(len(source), config, workspace, start)
+        for batch in read_ahead(ReadImages(source, RandomCrop(config.size)), order, config.workers):
+            skipped.update({skip.name: skip.reason for skip in batch.skipped})
+            if not batch.indices:
+                raise DataError(f"None of {len(batch.skipped)} images could be decoded: check the training images.")
+            parts = batch.images.split(config.pass_size)
+            features = [last_features(encoder, part, max(config.blocks), mean=True) for part in parts]
+            yield torch.cat(features), labels[batch.indices]
 
-    return batches, skipped
+    return batches
 
 
 def augmented(pixels: Tensor, size: int, randomness: torch.Generator) -> Tensor:
@@ -218,27 +216,26 @@ def augmented(pixels: Tensor, size: int, randomness: torch.Generator) -> Tensor:
 
 def _train(
     grid: ProbeGrid,
+    inputs: Inputs,
     batches: Batches,
     config: LinearConfig,
-    dim: int,
-    processes: DistributedContext,
-    folder: Path,
+    workspace: Workspace,
     settings: Mapping[str, Any],
-    say: Say,
 ) -> None:
     key = json.dumps(settings, sort_keys=True, default=str)
-    file = folder / f"probes-{checksum([key])[:8]}.safetensors"
+    file = workspace.folder / "linear" / f"probes-{checksum([key])[:8]}.safetensors"
     done = _load(file, grid, key)
-    stream = batches(done) if done < config.steps else iter(())
+    context, device = workspace.context, workspace.device
+    stream = batches(done)
     for step in range(done, config.steps):
         features, labels = next(stream)
-        inputs = _split(features.to(processes.device).float(), config, dim)
-        grid.step(inputs, labels.to(processes.device), cosine_factor(step, config.steps), processes)
-        if processes.is_main and ((step + 1) % config.save_every == 0 or step + 1 == config.steps):
+        found = inputs.split(features.to(device))
+        grid.step(found, labels.to(device), cosine_factor(step, config.steps), context)
+        if context.is_main and ((step + 1) % config.save_every == 0 or step + 1 == config.steps):
             _save(file, grid, key, step + 1)
         if (step + 1) % max(1, config.steps // 10) == 0:
-            say(f"step {step + 1} of {config.steps}")
-    processes.barrier()
+            workspace.say(f"step {step + 1} of {config.steps}")
+    context.barrier()
 
 
 def _save(file: Path, grid: ProbeGrid, key: str, step: int) -> None:

@@ -1,8 +1,5 @@
 """Logistic regression on frozen features, its penalty chosen along a path (official `eval/log_regression.py`)."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
@@ -11,14 +8,12 @@ from torch import Tensor
 from dinov2_zoo.config import to_dict
 from dinov2_zoo.config.classification import LogisticConfig
 from dinov2_zoo.data.augment import generator
-from dinov2_zoo.data.sources import Source
-from dinov2_zoo.evaluation.classification.labelled import check_classes, facts, skipped_notes
+from dinov2_zoo.evaluation.classification.labelled import LabelledData, skipped_notes
 from dinov2_zoo.evaluation.encoders.encoder import LayeredEncoder
 from dinov2_zoo.evaluation.encoders.feature_store import Kind, stored_features
 from dinov2_zoo.evaluation.record import Result
-from dinov2_zoo.training.distributed import DistributedContext
+from dinov2_zoo.evaluation.workspace import Workspace
 
-Say = Callable[[str], object]
 Weights = Float[Tensor, "C D1"]
 """One row per class; the last column is the intercept, which is not penalised."""
 
@@ -78,15 +73,7 @@ def _accuracy(features: Tensor, labels: Tensor, weights: Weights) -> float:
 
 
 def evaluate_logistic(
-    encoder: LayeredEncoder,
-    train: Source,
-    test: Source,
-    source: str,
-    config: LogisticConfig,
-    *,
-    processes: DistributedContext,
-    folder: Path,
-    say: Say = lambda _: None,
+    encoder: LayeredEncoder, data: LabelledData, config: LogisticConfig, workspace: Workspace
 ) -> Result:
     """Choose C on a part of the training images, fit again on all of them, measure on the test images.
 
@@ -95,35 +82,17 @@ def evaluate_logistic(
 
     Args:
         encoder: The model.
-        train: Images to learn from.
-        test: Images to be measured on.
-        source: How the training images were named.
+        data: Images to learn from and to be measured on.
         config: Settings.
-        processes: Share the extraction.
-        folder: Features are stored in `features` below it.
-        say: Takes a line of progress now and then.
-
-    Raises:
-        DataError: The classes do not fit; see `labelled.check_classes`.
+        workspace: Processes share the extraction.
     """
-    check_classes(train, test)
-    learnt, tested = (
-        stored_features(
-            encoder,
-            part,
-            folder / "features",
-            Kind(config.size),
-            processes=processes,
-            batch_size=config.batch_size,
-            workers=config.workers,
-            say=say,
-        )
-        for part in (train, test)
-    )
+    assert data.test is not None
+    kind, options = Kind(config.size), {"batch_size": config.batch_size, "workers": config.workers}
+    learnt, tested = (stored_features(encoder, part, kind, workspace, **options) for part in (data.train, data.test))
     assert learnt.labels is not None and tested.labels is not None
-    x, y = learnt.features.to(processes.device).double(), learnt.labels.to(processes.device)
+    x, y = learnt.features.to(workspace.device).double(), learnt.labels.to(workspace.device)
     classes = int(y.max()) + 1
-    judge = _held_out(learnt.labels, config.heldout).to(x.device)
+    judge = _heldout(learnt.labels, config.heldout).to(x.device)
     low, high = config.exponents
     path = (10 ** torch.linspace(low, high, config.strengths, dtype=torch.float64)).tolist()
     found: list[float] = []
@@ -140,21 +109,21 @@ def evaluate_logistic(
         )
         found.append(_accuracy(x[judge], y[judge], weights))
         if (number + 1) % max(1, len(path) // 5) == 0:
-            say(f"{number + 1} of {len(path)} penalties, best {max(found):.3f} on held-out training images")
+            workspace.say(f"{number + 1} of {len(path)} penalties, best {max(found):.3f} on held-out training images")
     best = path[found.index(max(found))]  # of equals the strongest penalty
     weights = fit_logistic(
         x, y, classes, best, max_iterations=config.max_iterations, tolerance=config.tolerance, start=weights
     )
     top1 = _accuracy(tested.features.to(x.device), tested.labels.to(x.device), weights)
-    figures = {"top1": top1, "c": best, "held_out_top1": max(found)}
+    metrics = {"top1": top1, "c": best, "heldout_top1": max(found)}
     notes = [
         f"C = {best:.3g} was chosen on {int(judge.sum())} held-out training images, then all were fitted.",
         *skipped_notes(learnt.skipped, tested.skipped),
     ]
-    return Result(figures, "top1", to_dict(config), facts(source, train, test), notes)
+    return Result(metrics, "top1", {**to_dict(config), "split": data.split}, data.facts(), notes)
 
 
-def _held_out(labels: Int64[Tensor, " n"], share: float) -> Tensor:
+def _heldout(labels: Int64[Tensor, " n"], share: float) -> Tensor:
     """True for a random share of each class, but not for its last image."""
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():

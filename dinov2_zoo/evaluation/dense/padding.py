@@ -16,7 +16,7 @@ def unpad(maps: Float[Tensor, "B C H2 W2"], height: int, width: int) -> Float[Te
     """The opposite, for what was made of them at the same resolution.
 
     Args:
-        maps: Of the filled-up images.
+        maps: Of the padded images.
         height: Of the images, pixels.
         width: Of the images, pixels.
     """

@@ -1,6 +1,6 @@
-"""Images with a target for every pixel, and endless batches of them for training a head."""
+"""Images with a target for every pixel, and batches of them for training a head."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,8 +12,7 @@ from torch import Tensor
 
 from dinov2_zoo.data.decode import DecodeError, decode
 from dinov2_zoo.errors import DataError
-from dinov2_zoo.evaluation.batches import endless_batches
-from dinov2_zoo.training.distributed import DistributedContext
+from dinov2_zoo.evaluation.encoders.reading import Place
 
 
 class PairSource(Protocol):
@@ -67,37 +66,28 @@ class PairBatch:
     """Normalised."""
     targets: Shaped[Tensor, "B H W"]
 
+    def pin_memory(self) -> "PairBatch":
+        """The same batch in page-locked memory; torch's DataLoader calls it."""
+        return PairBatch(self.images.pin_memory(), self.targets.pin_memory())
+
 
 Transform = Callable[[Image.Image, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 """Photo and target to equally large tensors [3, H, W] and [H, W]; all randomness from the generator."""
 
 
-def training_batches(
-    source: PairSource,
-    transform: Transform,
-    *,
-    batch_size: int,
-    processes: DistributedContext,
-    start: int,
-    workers: int,
-) -> Iterator[PairBatch]:
-    """This process's part of every batch, without end, from batch `start`; see `batches.endless_batches`.
-
-    Args:
-        source: Pairs.
-        transform: Augmentation; must give one size.
-        batch_size: Over all processes.
-        processes: Share each batch.
-        start: Batch to begin at.
-        workers: Threads that read and augment, one batch ahead.
+@dataclass(frozen=True)
+class ReadPairs:
+    """Makes batches of a source's pairs for training.
 
     Raises:
-        DataError: There are no pairs, or one cannot be read.
+        DataError: When called: a pair cannot be read.
     """
 
-    def pair(index: int, randomness: torch.Generator) -> tuple[Tensor, Tensor]:
-        return transform(*source.read(index), randomness)
+    source: PairSource
+    transform: Transform
+    """Augmentation; must give one size."""
 
-    found = endless_batches(len(source), pair, batch_size=batch_size, processes=processes, start=start, workers=workers)
-    for pairs in found:
-        yield PairBatch(torch.stack([image for image, _ in pairs]), torch.stack([target for _, target in pairs]))
+    def __call__(self, places: list[Place]) -> PairBatch:
+        """Read and augment some pairs."""
+        pairs = [self.transform(*self.source.read(place.item), place.randomness()) for place in places]
+        return PairBatch(torch.stack([image for image, _ in pairs]), torch.stack([target for _, target in pairs]))

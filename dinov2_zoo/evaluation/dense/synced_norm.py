@@ -15,22 +15,22 @@ class SyncedNorm(nn.BatchNorm2d):
 
     Args:
         channels: Of the input.
-        processes: Share the batch.
+        context: The processes that share the batch.
     """
 
-    def __init__(self, channels: int, processes: DistributedContext) -> None:
+    def __init__(self, channels: int, context: DistributedContext) -> None:
         super().__init__(channels)
-        self.processes = processes
+        self.context = context
 
     def forward(self, input: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
         """Normalised, then scaled and shifted; the input must not need a gradient."""
         if not self.training:
             return super().forward(input)
         assert not input.requires_grad, "the statistics carry no gradient"
-        count = self.processes.sum(torch.tensor(float(input.numel() / input.shape[1]), device=input.device))
-        mean = self.processes.sum(input.sum((0, 2, 3))) / count
+        count = self.context.sum(torch.tensor(float(input.numel() / input.shape[1]), device=input.device))
+        mean = self.context.sum(input.sum((0, 2, 3))) / count
         centred = input - mean[:, None, None]
-        variance = self.processes.sum(centred.square().sum((0, 2, 3))) / count
+        variance = self.context.sum(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             assert self.running_mean is not None and self.running_var is not None
             momentum = self.momentum or 0.0

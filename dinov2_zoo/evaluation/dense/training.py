@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,90 +10,89 @@ import torch
 from torch import Tensor, nn
 
 from dinov2_zoo.errors import CheckpointError, TrainingError
-from dinov2_zoo.evaluation.dense.pairs import PairBatch, PairSource, Transform, training_batches
+from dinov2_zoo.evaluation.dense.pairs import PairBatch, ReadPairs
+from dinov2_zoo.evaluation.encoders.reading import TrainingOrder, read_ahead
+from dinov2_zoo.evaluation.workspace import Workspace
 from dinov2_zoo.files import atomic_write
-from dinov2_zoo.training.distributed import DistributedContext, average_gradients
+from dinov2_zoo.training.distributed import average_gradients
 
 SAVED = "head.pt"
 """File of a head's training state in its folder."""
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """How long a head is trained, and by which steps."""
+
+    steps: int
+    """Total."""
+    batch_size: int
+    """Pairs per step over all processes."""
+    factor: Callable[[int], float]
+    """Factor of the optimizer's rates at a step, counted from 0."""
+    clip_norm: float | None = None
+    """Gradient norm above which it is scaled down; None: never."""
+    save_every: int = 1000
+    """Steps between saves."""
+    workers: int = 2
+    """Processes that read and augment."""
+
+
 def train_head(
     head: nn.Module,
     loss: Callable[[PairBatch, int], Tensor],
-    source: PairSource,
-    transform: Transform,
+    pairs: ReadPairs,
     optimizer: torch.optim.Optimizer,
-    factor: Callable[[int], float],
-    *,
-    steps: int,
-    batch_size: int,
-    workers: int,
-    clip_norm: float | None,
-    processes: DistributedContext,
-    folder: Path | None = None,
-    protocol: Mapping[str, Any] | None = None,
-    save_every: int = 1000,
-    say: Callable[[str], object] = lambda _: None,
+    schedule: Schedule,
+    workspace: Workspace,
+    key: Mapping[str, Any],
 ) -> float:
-    """Train a head, going on from `folder` if a part is done there.
+    """Train a head, going on from the workspace's folder if a part is done there.
 
     Args:
         head: What is trained.
         loss: Scalar of a batch, at a step counted from 0; runs the encoder without gradient and the head with it.
-        source: Images with targets.
-        transform: Their augmentation.
+        pairs: Images with targets, and their augmentation.
         optimizer: Its rates are the peak rates.
-        factor: Of the learning rate at a step.
-        steps: Total.
-        batch_size: Over all processes.
-        workers: Threads that read and augment.
-        clip_norm: Gradient norm above which it is scaled down; None: never.
-        processes: Gradients are averaged over them.
-        folder: Where the state is saved; None: nowhere.
-        protocol: Settings that the state belongs to; a state of others is refused.
-        save_every: Steps between saves.
-        say: Takes a line of progress now and then.
+        schedule: Steps and rates.
+        workspace: Gradients are averaged over its processes; the state is saved in its folder.
+        key: Settings that the state belongs to; a state of others is refused.
 
     Returns:
         The last step's loss.
 
     Raises:
+        DataError: There are no pairs, or one cannot be read.
         TrainingError: The loss is not finite.
         CheckpointError: The folder holds the state of another training.
     """
-    key = json.dumps(protocol or {}, sort_keys=True, default=str)
-    file = folder / SAVED if folder else None
-    done = _load(file, head, optimizer, key) if file and file.is_file() else 0
-    peaks = (
-        [group["lr"] for group in optimizer.param_groups] if not done else [g["peak"] for g in optimizer.param_groups]
-    )
+    file, text = workspace.folder / SAVED, json.dumps(key, sort_keys=True, default=str)
+    context, steps = workspace.context, schedule.steps
+    done = _load(file, head, optimizer, text) if file.is_file() else 0
+    peaks = [group.get("peak", group["lr"]) for group in optimizer.param_groups]
+    order = TrainingOrder(len(pairs.source), schedule.batch_size, context, steps=steps, start=done)
     last = float("nan")
-    stream = training_batches(
-        source, transform, batch_size=batch_size, processes=processes, start=done, workers=workers
-    )
     head.train()
-    for step in range(done, steps):
-        batch = next(stream)
+    for step, batch in enumerate(read_ahead(pairs, order, schedule.workers), start=done):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["peak"], group["lr"] = peak, peak * factor(step)
+            group["peak"], group["lr"] = peak, peak * schedule.factor(step)
         value = loss(batch, step)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
-        average_gradients(head, processes)
-        finite = processes.sum(torch.tensor(float(not torch.isfinite(value)), device=processes.device))
+        average_gradients(head, context)
+        finite = context.sum(torch.tensor(float(not torch.isfinite(value)), device=context.device))
         if finite.item():
             raise TrainingError(
                 f"The loss of the head is not finite at step {step}: lower its rate, check the targets."
             )
-        if clip_norm is not None:
-            nn.utils.clip_grad_norm_(head.parameters(), clip_norm)
+        if schedule.clip_norm is not None:
+            nn.utils.clip_grad_norm_(head.parameters(), schedule.clip_norm)
         optimizer.step()
         last = value.item()
-        if file and processes.is_main and ((step + 1) % save_every == 0 or step + 1 == steps):
-            _save(file, head, optimizer, key, step + 1)
+        if context.is_main and ((step + 1) % schedule.save_every == 0 or step + 1 == steps):
+            _save(file, head, optimizer, text, step + 1)
         if (step + 1) % max(1, steps // 10) == 0:
-            say(f"step {step + 1} of {steps}, loss {last:.3f}")
+            workspace.say(f"step {step + 1} of {steps}, loss {last:.3f}")
     head.eval()
     return last
 

@@ -17,7 +17,7 @@ class DepthAugmentation:
     """Random choices and what they do to photo and depth.
 
     Args:
-        crop: Height and width of the result, pixels; smaller images are filled up, their depth there being unknown.
+        crop: Height and width of the result, pixels; smaller images are padded, their depth there being unknown.
         brightness: Range of the brightness factor.
     """
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from dinov2_zoo.evaluation.encoders.encoder import Layer
 
 CHANNELS = 256
-"""Of the fused maps (official)."""
+"""Channels of the fused maps (official)."""
 
 
 class Reassemble(nn.Module):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 EPSILON = 1e-3  # metres, within the logarithm (official)
 STRIDES = (1, 2, 4, 6)
-"""Of the differences that gradient matching looks at, pixels (released code)."""
+"""Distances of the pixels whose differences gradient matching looks at (released code)."""
 
 
 def log_error(found: Tensor, truth: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Depth on frozen features, from training a head to the table's figure (paper 7.4, released configs)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from dinov2_zoo.data.augment import seeded
 from dinov2_zoo.data.preprocess import normalise, to_uint8
 from dinov2_zoo.errors import ConfigError
 from dinov2_zoo.evaluation.dense.padding import pad, unpad
-from dinov2_zoo.evaluation.dense.pairs import PairBatch
-from dinov2_zoo.evaluation.dense.training import train_head, warmup
+from dinov2_zoo.evaluation.dense.pairs import PairBatch, ReadPairs
+from dinov2_zoo.evaluation.dense.training import Schedule, train_head, warmup
 from dinov2_zoo.evaluation.depth.augment import DepthAugmentation
 from dinov2_zoo.evaluation.depth.bins_head import BinsHead
 from dinov2_zoo.evaluation.depth.dpt import DptHead
@@ -27,7 +27,7 @@ from dinov2_zoo.evaluation.depth.official import load_official
 from dinov2_zoo.evaluation.depth.readers import DepthData
 from dinov2_zoo.evaluation.encoders.encoder import LayeredEncoder
 from dinov2_zoo.evaluation.record import Result, checksum
-from dinov2_zoo.training.distributed import DistributedContext
+from dinov2_zoo.evaluation.workspace import Workspace
 
 # Blocks read by lin.4 and DPT, from 0, by depth of the model (official configs; g's paper text agrees).
 TAPS = {12: (2, 5, 8, 11), 24: (4, 11, 17, 23), 40: (9, 19, 29, 39)}
@@ -77,8 +77,8 @@ def predict_depth(
         encoder: The model; its blocks are read without the final norm (official).
         head: Trained for it.
         blocks: That the head reads.
-        images: Normalised, of any size: filled up around with zeros to multiples of the patch.
-        reference: Stretch the result over the image as released code does; otherwise what lies in the filling is cut.
+        images: Normalised, of any size: padded with zeros to multiples of the patch.
+        reference: Stretch the result over the image as released code does; otherwise what lies in the padding is cut.
         flip: Average with the mirror image.
     """
     height, width = images.shape[2:]
@@ -99,15 +99,7 @@ def _resized(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def evaluate_depth(
-    encoder: LayeredEncoder,
-    data: DepthData,
-    source: str,
-    head: str,
-    config: DepthConfig,
-    *,
-    processes: DistributedContext,
-    folder: Path | None = None,
-    say: Callable[[str], object] = lambda _: None,
+    encoder: LayeredEncoder, data: DepthData, config: DepthConfig, workspace: Workspace, *, head: str
 ) -> Result:
     """Train a head, or load an official one, and measure it on the test images; the headline is RMSE in metres.
 
@@ -117,19 +109,17 @@ def evaluate_depth(
     Args:
         encoder: The model.
         data: Images with depth.
-        source: How they were named.
-        head: "lin1", "lin4" or "dpt".
         config: Settings.
-        processes: Share batches and test images.
-        folder: The head's state is saved in `depth-<head>` below it.
-        say: Takes a line of progress now and then.
+        workspace: Processes share batches and test images; the head's state is saved in `depth-<head>`.
+        head: "lin1", "lin4" or "dpt".
 
     Raises:
         DataError: The data lack a part that is needed, or a file is damaged; names it.
         ConfigError: The model lacks a block.
     """
+    context = workspace.context
     blocks = taps(encoder.depth, head)
-    network = depth_head(head, encoder.dim, data.min_depth, data.max_depth).to(processes.device)
+    network = depth_head(head, encoder.dim, data.min_depth, data.max_depth).to(workspace.device)
     protocol: dict[str, Any] = {
         **to_dict(config),
         "head": head,
@@ -143,25 +133,24 @@ def evaluate_depth(
         load_official(network, Path(config.weights).expanduser())
         network.eval()
     else:
-        key = {**protocol, "weights": encoder.fingerprint(), "images": data.facts(source).checksum}
-        place = folder / f"depth-{head}" / checksum([key])[:8] if folder else None
-        _train(encoder, network, blocks, data, config, key, processes, place, say)
+        _train(encoder, network, data, config, workspace, protocol)
+        # The loss takes its variance over each process's images: two records are of one protocol if these are as many.
+        protocol["images_per_process"] = config.batch_size // context.world_size
     test = data.test_images()
     images: list[tuple[int, dict[str, float]]] = []
-    for index in range(processes.rank, len(test), processes.world_size):
+    for index in range(context.rank, len(test), context.world_size):
         photo, truth = test.read(index)
-        pixels = normalise(to_uint8(photo))[None].to(processes.device)
+        pixels = normalise(to_uint8(photo))[None].to(workspace.device)
         with torch.no_grad():
-            found = predict_depth(encoder, network, blocks, pixels, reference=config.reference, flip=config.flip_test)[
-                0
-            ]
+            (found,) = predict_depth(
+                encoder, network, blocks, pixels, reference=config.reference, flip=config.flip_test
+            )
         images.append((index, depth_metrics(found.cpu(), truth, data.min_depth, data.max_depth, data.mask)))
-    in_order = [image for _, image in sorted((pair for part in processes.gather(images) for pair in part), key=_index)]
-    figures = mean_over_images(in_order)
-    notes = ["Figures are means over images; the last step's head, not the best on the test images."]
+    in_order = [image for _, image in sorted((pair for part in context.gather(images) for pair in part), key=_index)]
+    notes = ["Metrics are means over images; the last step's head, not the best on the test images."]
     if config.weights:
-        notes = ["Figures are means over images; an official head, not trained here."]
-    return Result(figures, "rmse", protocol, data.facts(source), notes)
+        notes = ["Metrics are means over images; an official head, not trained here."]
+    return Result(mean_over_images(in_order), "rmse", protocol, data.facts(), notes)
 
 
 def _index(pair: tuple[int, object]) -> int:
@@ -171,16 +160,12 @@ def _index(pair: tuple[int, object]) -> int:
 def _train(
     encoder: LayeredEncoder,
     network: nn.Module,
-    blocks: list[int],
     data: DepthData,
     config: DepthConfig,
-    key: dict[str, Any],
-    processes: DistributedContext,
-    folder: Path | None,
-    say: Callable[[str], object],
+    workspace: Workspace,
+    protocol: dict[str, Any],
 ) -> None:
-    transform = DepthAugmentation(config.crop or data.crop, data.brightness)
-    rising = round(config.warmup * config.steps)
+    blocks, device, rising = protocol["blocks"], workspace.device, round(config.warmup * config.steps)
 
     def factor(step: int) -> float:
         """Linear rise, then cosine to 1e-8 (official)."""
@@ -188,28 +173,16 @@ def _train(
         return warmup(step, rising, 1e-3) if step < rising else 1e-8 + (1 - 1e-8) * (1 + math.cos(math.pi * done)) / 2
 
     def loss(batch: PairBatch, step: int) -> Tensor:
-        truth = batch.targets.to(processes.device)
-        found = predict_depth(encoder, network, blocks, batch.images.to(processes.device), reference=config.reference)
+        truth = batch.targets.to(device)
+        found = predict_depth(encoder, network, blocks, batch.images.to(device), reference=config.reference)
         value = sig_loss(found, truth, data.max_depth, mean_only=step < config.mean_only_steps)
         if config.gradient_weight:
             value = value + config.gradient_weight * gradient_loss(found, truth, data.max_depth)
         return value
 
+    pairs = ReadPairs(data.train_images(), DepthAugmentation(protocol["crop"], data.brightness))
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    train_head(
-        network,
-        loss,
-        data.train_images(),
-        transform,
-        optimizer,
-        factor,
-        steps=config.steps,
-        batch_size=config.batch_size,
-        workers=config.workers,
-        clip_norm=config.clip_norm,
-        processes=processes,
-        folder=folder,
-        protocol=key,
-        save_every=config.save_every,
-        say=say,
-    )
+    schedule = Schedule(config.steps, config.batch_size, factor, config.clip_norm, config.save_every, config.workers)
+    key = {**protocol, "weights": encoder.fingerprint(), "images": data.facts().checksum}
+    place = workspace.within(f"depth-{protocol['head']}", checksum([key])[:8])
+    train_head(network, loss, pairs, optimizer, schedule, place, key)

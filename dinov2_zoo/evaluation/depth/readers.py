@@ -1,7 +1,7 @@
 """Data sets of depth: photos with metres for every pixel, cut and scaled as their protocols say."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -45,6 +45,8 @@ class DepthData:
     """Part of a test image that is judged."""
     brightness: tuple[float, float] = (0.75, 1.25)
     """Range of the brightness factor in training (official: as here indoors, 0.9 to 1.1 outdoors)."""
+    source: str = ""
+    """How the data were named."""
 
     def train_images(self) -> PairSource:
         """To train on.
@@ -66,11 +68,11 @@ class DepthData:
             raise DataError("These data have no test images: complete them.")
         return self.test
 
-    def facts(self, text: str) -> DataFacts:
+    def facts(self) -> DataFacts:
         """What a record says of the images."""
         sets = {name: part for name, part in (("train", self.train), ("test", self.test)) if part is not None}
         names = [part.name(index) for part in sets.values() for index in range(len(part))]
-        return DataFacts(text, {name: len(part) for name, part in sets.items()}, checksum(names))
+        return DataFacts(self.source, {name: len(part) for name, part in sets.items()}, checksum(names))
 
 
 class DepthFiles:
@@ -172,12 +174,12 @@ def open_depth(text: str) -> DepthData:
         DataError: A file is missing, or depth is in another unit; names it.
     """
     if text == "package:motorcycle":
-        return _motorcycle()
+        return replace(_motorcycle(), source=text)
     kind, _, path = text.partition(":")
     if kind not in _READERS or not path:
         names = ", ".join(f"{name}:/path" for name in _READERS)
         raise DataError(f"There are no depth data {text!r}: use {names} or package:motorcycle.")
-    return _READERS[kind](path)
+    return replace(_READERS[kind](path), source=text)
 
 
 def _listed(
@@ -208,9 +210,14 @@ def _listed(
 
 def _nyu(text: str) -> DepthData:
     root = Path(text).expanduser()
-    train = DepthFiles(_listed(root, "nyu_train.txt"), 1000, lambda width, height: NYU_BOX)
+    train = DepthFiles(_listed(root, "nyu_train.txt"), 1000, nyu_box)
     test = DepthFiles(_listed(root, "nyu_test.txt"), 1000)
     return check_unit(DepthData(train, test, 1e-3, 10.0, (416, 544), "eigen"), 0.5, 8)
+
+
+def nyu_box(width: int, height: int) -> Box:
+    """The part without the border."""
+    return NYU_BOX
 
 
 def _kitti(text: str) -> DepthData:

@@ -1,6 +1,5 @@
 """What an evaluation asks of a model: images in, class token, registers and patch map of any block out."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -11,7 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dinov2_zoo.errors import ConfigError
+from dinov2_zoo.evaluation.record import checksum
 from dinov2_zoo.models.tokens import Tokens
+from dinov2_zoo.weights.fingerprint import weights_fingerprint
 
 
 @dataclass(frozen=True)
@@ -139,12 +140,8 @@ class BackboneEncoder:
 
 
 def fingerprint(network: nn.Module) -> str:
-    """Digest of a network's class, names and weights, bit for bit."""
-    digest = hashlib.blake2b(type(network).__name__.encode(), digest_size=16)
-    for name, tensor in network.state_dict().items():
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    """Fingerprint of a network: its weights and its class, for other libraries give their networks the same names."""
+    return checksum([type(network).__name__, weights_fingerprint(network.state_dict())])
 
 
 def layer_of(tokens: Float[Tensor, "B T D"], first: int, rows: int) -> Layer:

@@ -6,7 +6,7 @@ shard's name is finished; its content's digest tells later damage. The number of
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +24,11 @@ from dinov2_zoo.data.preprocess import eval_image, normalise, to_uint8
 from dinov2_zoo.data.sources import Source
 from dinov2_zoo.errors import DataError
 from dinov2_zoo.evaluation.encoders.encoder import LayeredEncoder
-from dinov2_zoo.evaluation.encoders.features import Features, class_features
+from dinov2_zoo.evaluation.encoders.features import WORKERS, Features, part_features
+from dinov2_zoo.evaluation.encoders.reading import ReadImages
 from dinov2_zoo.evaluation.record import checksum
+from dinov2_zoo.evaluation.workspace import Workspace
 from dinov2_zoo.files import atomic_write
-from dinov2_zoo.training.distributed import DistributedContext
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, pixels."""
@@ -73,7 +74,7 @@ class Stored:
 
 
 def source_checksum(source: Source) -> str:
-    """Of the names and labels of a source's images, in order."""
+    """Checksum of the names and labels of a source's images, in order."""
     labels = source.labels or []
     names = (source.name(i) for i in range(len(source)))
     return checksum([*names, *labels])
@@ -82,25 +83,22 @@ def source_checksum(source: Source) -> str:
 def stored_features(
     encoder: LayeredEncoder,
     source: Source,
-    folder: Path,
     kind: Kind,
+    workspace: Workspace,
     *,
-    processes: DistributedContext,
     batch_size: int = 64,
-    workers: int = 4,
-    say: Callable[[str], object] = lambda _: None,
+    workers: int = WORKERS,
 ) -> Stored:
     """Read the features of a source's images, making those first that are not there yet.
 
     Args:
         encoder: The model.
         source: Images.
-        folder: Of all stores; this one's name follows from model, images and kind.
         kind: Which features.
-        processes: Share the shards among themselves; each then reads all of them.
+        workspace: The store lies in `features` in its folder, under a name that follows from model, images and kind.
+            Processes share the shards among themselves; each then reads all of them.
         batch_size: Images per forward pass.
-        workers: Decoding threads.
-        say: Takes a line of progress now and then.
+        workers: Decoding processes.
 
     Raises:
         DataError: A shard is damaged, or belongs to another model; names the file.
@@ -110,64 +108,68 @@ def stored_features(
         "source": source_checksum(source),
         "kind": str(kind),
     }
-    store = folder / f"{owner['model'][:8]}-{owner['source'][:8]}-{kind}"
+    context = workspace.context
+    store = workspace.folder / "features" / f"{owner['model'][:8]}-{owner['source'][:8]}-{kind}"
     ranges = [range(first, min(first + SHARD, len(source))) for first in range(0, len(source), SHARD)]
     lacking = [number for number in range(len(ranges)) if not _shard(store, number).is_file()]
-    processes.barrier()  # nobody writes before all have looked
+    context.barrier()  # nobody writes before all have looked
     if lacking:
-        megabytes = len(source) * kind.width(encoder.dim) * 2 / 1e6
-        say(f"features: {len(source):,} images, {megabytes:,.1f} MB in {store}; {len(lacking)} of {len(ranges)} shards")
-    for number in lacking[processes.rank :: processes.world_size]:
-        found = kind_features(encoder, source, kind, ranges[number], batch_size=batch_size, workers=workers)
+        size = f"{len(source) * kind.width(encoder.dim) * 2 / 1e6:,.1f} MB"
+        shards = f"{len(lacking)} of {len(ranges)} shards"
+        workspace.say(f"features: {len(source):,} images, {size} in {store}; {shards}")
+    mine = lacking[context.rank :: context.world_size]
+    parts = [ranges[number] for number in mine]
+    made = kind_features(encoder, source, kind, parts, batch_size=batch_size, workers=workers)
+    for number, found in zip(mine, made, strict=True):
         skipped = {skip.name: skip.reason for skip in found.skipped}
         _write(_shard(store, number), found.features.half(), torch.tensor(found.indices), owner, skipped)
-    processes.barrier()
+    context.barrier()
     return _read(store, len(ranges), owner, source)
+
+
+@dataclass(frozen=True)
+class _Prepare:
+    """A part of an image, or all of it, as a kind of features wants it."""
+
+    kind: Kind
+    boxes: Mapping[int, Box]
+
+    def __call__(self, image: Image.Image, index: int, randomness: torch.Generator) -> Tensor:
+        if index in self.boxes:
+            left, top, right, bottom = self.boxes[index]
+            image = image.crop((round(left), round(top), round(right), round(bottom)))
+        return to_uint8(image) if self.kind.scales else eval_image(image, self.kind.size)
 
 
 def kind_features(
     encoder: LayeredEncoder,
     source: Source,
     kind: Kind,
-    indices: Sequence[int] | None = None,
+    parts: Sequence[Sequence[int]],
     *,
     boxes: Mapping[int, Box] | None = None,
     batch_size: int = 64,
-    workers: int = 4,
-) -> Features:
-    """Compute features of some images, without storing them.
+    workers: int = WORKERS,
+) -> Iterator[Features]:
+    """Compute features of some parts of a source, one after the other, without storing them.
 
     Args:
         encoder: The model.
         source: Images.
         kind: Which features.
-        indices: Which images; default all.
+        parts: Numbers of the images of each part.
         boxes: Left, top, right, bottom in pixels, by image: only that part is seen.
         batch_size: Images per forward pass; whole images go one by one, for each has a size of its own.
-        workers: Decoding threads.
+        workers: Decoding processes.
     """
-
-    def prepare(image: Image.Image, index: int) -> Tensor:
-        if boxes and index in boxes:
-            left, top, right, bottom = boxes[index]
-            image = image.crop((round(left), round(top), round(right), round(bottom)))
-        return to_uint8(image) if kind.scales else eval_image(image, kind.size)
 
     def take(images: Tensor) -> Tensor:
         if kind.scales:
             return whole_image_feature(encoder, images[0], kind.size, kind.scales)
         return last_features(encoder, images, kind.blocks, mean=kind.mean)
 
-    return class_features(
-        encoder,
-        source,
-        size=kind.size,
-        batch_size=1 if kind.scales else batch_size,
-        indices=indices,
-        workers=workers,
-        take=take,
-        prepare=prepare,
-    )
+    read = ReadImages(source, _Prepare(kind, boxes or {}))
+    return part_features(take, read, parts, 1 if kind.scales else batch_size, workers)
 
 
 def whole_image_feature(
@@ -228,17 +230,17 @@ def _read(store: Path, shards: int, owner: dict[str, str], source: Source) -> St
     skipped: dict[str, str] = {}
     for number in range(shards):
         path = _shard(store, number)
-        again = "remove it, and it alone is made again"
+        remedy = "remove it, and it alone is made again"
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata()
                 part, index = file.get_tensor("features"), file.get_tensor("index")
         except (SafetensorError, OSError) as error:
-            raise DataError(f"{path} is damaged ({error}): {again}.") from error
+            raise DataError(f"{path} is damaged ({error}): {remedy}.") from error
         if metadata["digest"] != _digest(part, index):
-            raise DataError(f"{path} is damaged (its digest does not fit): {again}.")
+            raise DataError(f"{path} is damaged (its digest does not fit): {remedy}.")
         if other := next((name for name, value in owner.items() if metadata[name] != value), None):
-            raise DataError(f"{path} holds features of another {other}: {again}.")
+            raise DataError(f"{path} holds features of another {other}: {remedy}.")
         features.append(part)
         indices.append(index)
         skipped |= json.loads(metadata["skipped"])

@@ -1,7 +1,6 @@
 """Class features of every image of a source, once, for k-NN and whatever else needs only those."""
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +9,14 @@ from PIL import Image
 from torch import Tensor
 
 from dinov2_zoo.data.batch import Skipped
-from dinov2_zoo.data.decode import DecodeError, decode
 from dinov2_zoo.data.preprocess import eval_image
 from dinov2_zoo.data.sources import Source
 from dinov2_zoo.errors import DataError
 from dinov2_zoo.evaluation.encoders.encoder import Encoder
+from dinov2_zoo.evaluation.encoders.reading import ReadImages, cut, read_ahead
+
+WORKERS = 4
+"""Decoding processes (chosen here, as for training)."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,18 @@ class Features:
     """Images left out, with the reason."""
 
 
+@dataclass(frozen=True)
+class CentreCrop:
+    """Prepares an image as evaluation does: short side to size * 256/224, centre crop, normalised."""
+
+    size: int
+    """Side of the result, pixels."""
+
+    def __call__(self, image: Image.Image, index: int, randomness: torch.Generator) -> Float[Tensor, "3 S S"]:
+        """The prepared image."""
+        return eval_image(image, self.size)
+
+
 def class_features(
     encoder: Encoder,
     source: Source,
@@ -37,14 +51,11 @@ def class_features(
     size: int = 224,
     batch_size: int = 64,
     indices: Sequence[int] | None = None,
-    workers: int = 4,
-    take: Callable[[Tensor], Tensor] | None = None,
-    prepare: Callable[[Image.Image, int], Tensor] | None = None,
+    workers: int = WORKERS,
 ) -> Features:
-    """Encode a source's images and keep their class tokens.
+    """Encode a source's images, prepared as for evaluation, and keep their class tokens.
 
-    Images are prepared as for evaluation (short side to size * 256/224, centre crop); the next batch is decoded in
-    threads while the encoder works on this one. An image that cannot be decoded is left out and reported.
+    An image that cannot be decoded is left out and reported.
 
     Args:
         encoder: The model.
@@ -52,55 +63,49 @@ def class_features(
         size: Side of the prepared image, pixels.
         batch_size: Images per forward pass.
         indices: Which images, in which order; default all.
-        workers: Decoding threads.
-        take: What is kept of a batch of prepared images instead of its class tokens, [B, D].
-        prepare: From an image and its number to a tensor, instead of [3, size, size]; a batch must have one size.
+        workers: Decoding processes.
 
     Raises:
         DataError: Not one image could be decoded.
     """
-    indices = range(len(source)) if indices is None else indices
-    take = take or (lambda images: encoder(images).class_token)
-    kept: list[int] = []
-    skipped: list[Skipped] = []
-    outputs: list[Tensor] = []
-    prepare = prepare or (lambda image, _: eval_image(image, size))
-    for numbers, results in _prepared(source, indices, prepare, batch_size, workers):
-        images: list[Tensor] = []
-        for number, result in zip(numbers, results, strict=True):
-            if isinstance(result, DecodeError):
-                skipped.append(Skipped(number, source.name(number), str(result)))
-            else:
-                images.append(result)
-                kept.append(number)
-        if images:
-            outputs.append(take(torch.stack(images)).cpu())
-    if not outputs:
-        raise DataError(f"None of {len(indices)} images could be decoded: check the path of the evaluated images.")
-    labels = None if source.labels is None else torch.tensor([source.labels[i] for i in kept])
-    return Features(torch.cat(outputs), kept, labels, skipped)
+    part = range(len(source)) if indices is None else indices
+    read = ReadImages(source, CentreCrop(size))
+    return next(part_features(lambda images: encoder(images).class_token, read, [part], batch_size, workers))
 
 
-def _prepared(
-    source: Source,
-    indices: Sequence[int],
-    prepare: Callable[[Image.Image, int], Tensor],
+def part_features(
+    take: Callable[[Tensor], Tensor],
+    read: ReadImages,
+    parts: Sequence[Sequence[int]],
     batch_size: int,
     workers: int,
-) -> Iterator[tuple[Sequence[int], list[Tensor | DecodeError]]]:
-    """Batches of (image numbers, prepared image or what was wrong with it), one batch ahead of the consumer."""
+) -> Iterator[Features]:
+    """Features of several parts of a source, one part after the other; no batch is of two parts.
 
-    def prepared(index: int) -> Tensor | DecodeError:
-        try:
-            return prepare(decode(source.read(index)), index)
-        except DecodeError as error:
-            return error
+    Args:
+        take: From a batch of prepared images to what is kept of them, [B, D].
+        read: Reads and prepares images.
+        parts: Numbers of the images of each part.
+        batch_size: Images per forward pass.
+        workers: Decoding processes, the same for all parts.
 
-    with ThreadPoolExecutor(workers) as pool:
-        batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
-        ahead = pool.map(prepared, batches[0]) if batches else iter(())
-        for number, batch in enumerate(batches):
-            results, ahead = ahead, iter(())
-            if number + 1 < len(batches):
-                ahead = pool.map(prepared, batches[number + 1])
-            yield batch, list(results)
+    Raises:
+        DataError: Not one image of a part could be decoded.
+    """
+    cuts = [cut(part, batch_size, workers) for part in parts]
+    batches = read_ahead(read, [batch for part in cuts for batch in part], workers)
+    labels = read.source.labels
+    for part, batches_of_part in zip(parts, cuts, strict=True):
+        outputs: list[Tensor] = []
+        kept: list[int] = []
+        skipped: list[Skipped] = []
+        for _ in batches_of_part:
+            batch = next(batches)
+            if batch.indices:
+                outputs.append(take(batch.images).cpu())
+            kept += batch.indices
+            skipped += batch.skipped
+        if not outputs:
+            raise DataError(f"None of {len(part)} images could be decoded: check the path of the evaluated images.")
+        found = None if labels is None else torch.tensor([labels[i] for i in kept])
+        yield Features(torch.cat(outputs), kept, found, skipped)

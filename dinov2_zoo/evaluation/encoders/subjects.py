@@ -19,6 +19,11 @@ class Subject:
     folder: Path
     """For its records and heads."""
 
+    @property
+    def is_student(self) -> bool:
+        """Whether it is what a run distilled."""
+        return _beside(self.source) is not None
+
 
 def subjects(text: str, out: str | None) -> list[Subject]:
     """Take a list of models apart.

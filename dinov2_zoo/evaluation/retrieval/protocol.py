@@ -1,8 +1,7 @@
 """Image retrieval on frozen features: mean average precision, by the revisited Oxford and Paris protocol."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from dinov2_zoo.evaluation.encoders.encoder import LayeredEncoder
 from dinov2_zoo.evaluation.encoders.feature_store import Box, Kind, kind_features, stored_features
 from dinov2_zoo.evaluation.record import Result
 from dinov2_zoo.evaluation.retrieval.readers import RetrievalSet, Truth
-from dinov2_zoo.training.distributed import DistributedContext
+from dinov2_zoo.evaluation.workspace import Workspace
 
 PRECISION_AT = (1, 5, 10)
 
@@ -48,7 +47,7 @@ def _without(positives: Sequence[int], junk: Sequence[int]) -> list[int]:
     return [rank - sum(other < rank for other in junk) for rank in sorted(positives)]
 
 
-def retrieval_figures(
+def retrieval_metrics(
     queries: Float[Tensor, "q D"], gallery: Float[Tensor, "n D"], truths: Sequence[Truth], *, chunk: int = 256
 ) -> dict[str, float]:
     """Rank the gallery for each query, and judge the rankings.
@@ -88,11 +87,9 @@ def retrieval_features(
     encoder: LayeredEncoder,
     source: Source,
     config: RetrievalConfig,
-    folder: Path,
+    workspace: Workspace,
     *,
     boxes: Mapping[int, Box] | None = None,
-    processes: DistributedContext,
-    say: Callable[[str], object] = lambda _: None,
 ) -> Float[Tensor, "n D"]:
     """Normalised class tokens of all images, in the source's order, on every process.
 
@@ -100,23 +97,19 @@ def retrieval_features(
         encoder: The model.
         source: Images.
         config: Size, scales.
-        folder: Of the feature stores; with boxes nothing is stored, for these are few.
+        workspace: Processes share the images, and features are stored; with boxes neither, for these are few.
         boxes: Left, top, right, bottom in pixels, by image: only that part is seen.
-        processes: Share the images.
-        say: Takes a line of progress now and then.
 
     Raises:
         DataError: An image cannot be decoded; names it. The protocol has no rule for missing images.
     """
     kind = Kind(config.size, scales=config.scales if config.resize == "long_side" else ())
-    size, workers = config.batch_size, config.workers
+    options = {"batch_size": config.batch_size, "workers": config.workers}
     if boxes:
-        found = kind_features(encoder, source, kind, boxes=boxes, batch_size=size, workers=workers)
+        (found,) = kind_features(encoder, source, kind, [range(len(source))], boxes=boxes, **options)
         features, skipped = found.features, {skip.name: skip.reason for skip in found.skipped}
     else:
-        stored = stored_features(
-            encoder, source, folder, kind, processes=processes, batch_size=size, workers=workers, say=say
-        )
+        stored = stored_features(encoder, source, kind, workspace, **options)
         features, skipped = stored.features, stored.skipped
     if skipped:
         name, reason = next(iter(skipped.items()))
@@ -125,14 +118,7 @@ def retrieval_features(
 
 
 def evaluate_retrieval(
-    encoder: LayeredEncoder,
-    data: RetrievalSet,
-    source: str,
-    config: RetrievalConfig,
-    *,
-    processes: DistributedContext,
-    folder: Path,
-    say: Callable[[str], object] = lambda _: None,
+    encoder: LayeredEncoder, data: RetrievalSet, config: RetrievalConfig, workspace: Workspace
 ) -> Result:
     """Rank the gallery for every query by cosine.
 
@@ -141,31 +127,27 @@ def evaluate_retrieval(
     Args:
         encoder: The model.
         data: Queries, gallery, what is right.
-        source: How the data were named.
         config: Settings.
-        processes: Share the images.
-        folder: Features are stored in `features` below it.
-        say: Takes a line of progress now and then.
+        workspace: Processes share the images.
 
     Raises:
         DataError: An image cannot be decoded, or no query has a right image.
     """
-    say(f"{len(data.gallery)} images, {len(data.queries)} queries")
-    store = folder / "features"
-    gallery = retrieval_features(encoder, data.gallery, config, store, processes=processes, say=say)
+    workspace.say(f"{len(data.gallery)} images, {len(data.queries)} queries")
+    gallery = retrieval_features(encoder, data.gallery, config, workspace)
     boxes = data.boxes if config.crop_queries else None
     if data.queries is data.gallery:
         queries = gallery
     else:
-        queries = retrieval_features(encoder, data.queries, config, store, boxes=boxes, processes=processes, say=say)
-    figures: dict[str, float] = {}
+        queries = retrieval_features(encoder, data.queries, config, workspace, boxes=boxes)
+    metrics: dict[str, float] = {}
     for task, truths in data.tasks.items():
         suffix = f"_{task}" if task else ""
-        for name, value in retrieval_figures(queries, gallery, truths).items():
-            figures[f"{name}{suffix}"] = value
-    headline = "map_medium" if "map_medium" in figures else "map"
-    assert math.isfinite(figures[headline])
+        for name, value in retrieval_metrics(queries, gallery, truths).items():
+            metrics[f"{name}{suffix}"] = value
+    headline = "map_medium" if "map_medium" in metrics else "map"
+    assert math.isfinite(metrics[headline])
     notes = ["Class token, L2-normalised; the paper states neither feature nor size."]
     if boxes:
         notes.append("Queries are cut to their annotated boxes.")
-    return Result(figures, headline, to_dict(config), data.facts(source), notes)
+    return Result(metrics, headline, to_dict(config), data.facts(), notes)

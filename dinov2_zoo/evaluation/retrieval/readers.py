@@ -4,7 +4,7 @@ import io
 import json
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,15 @@ class RetrievalSet:
     """Answers by task, "" where there is one only; a truth for each query."""
     boxes: Mapping[int, Box] = field(default_factory=dict)
     """Left, top, right, bottom of the object in a query, pixels."""
+    source: str = ""
+    """How the data were named."""
 
-    def facts(self, text: str) -> DataFacts:
+    def facts(self) -> DataFacts:
         """What a record says of the images."""
         sets = {"gallery": self.gallery, "queries": self.queries}
         truths = [f"{task} {t.right} {t.junk}" for task, found in self.tasks.items() for t in found]
         digest = checksum([*map(source_checksum, sets.values()), *truths])
-        return DataFacts(text, {name: len(part) for name, part in sets.items()}, digest)
+        return DataFacts(self.source, {name: len(part) for name, part in sets.items()}, digest)
 
 
 def open_retrieval(text: str) -> RetrievalSet:
@@ -63,7 +65,10 @@ def open_retrieval(text: str) -> RetrievalSet:
     kind, _, rest = text.partition(":")
     if kind not in _READERS or not rest:
         raise DataError(f"There is no retrieval set {text!r}: use {', '.join(f'{name}:/path' for name in _READERS)}.")
-    return _READERS[kind](rest)
+    data = replace(_READERS[kind](rest), source=text)
+    if not any(truth.right for found in data.tasks.values() for truth in found):
+        raise DataError(f"No query of {text} has a right image in the gallery: give two images of a thing or more.")
+    return data
 
 
 def _groups(text: str) -> RetrievalSet:

@@ -1,4 +1,4 @@
-"""How images and masks are changed for training (released configs): scaled, cropped, mirrored, coloured, filled up."""
+"""How images and masks are changed for training (released configs): scaled, cropped, mirrored, coloured, padded."""
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +55,7 @@ class SegmentationAugmentation:
             pixels, mask = tv.horizontal_flip(pixels), tv.horizontal_flip(mask)
         image = normalise(distorted(pixels, draw[22:32]))
         below, right = self.crop - image.shape[1], self.crop - image.shape[2]
-        # Filled up after normalising, so with the mean colour.
+        # Padded after normalising, so with the mean colour.
         return F.pad(image, (0, right, 0, below)), F.pad(mask, (0, right, 0, below), value=IGNORED)
 
     def _cropped(self, pixels: Tensor, mask: Tensor, draw: list[float]) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from dinov2_zoo.data.package_photos import open_package
 from dinov2_zoo.data.sources import Source
 
 WIDTH, HEIGHT = 320, 240
-"""Of a scene, pixels (chosen here)."""
+"""Size of a scene, pixels (chosen here)."""
 TRAIN, TEST = 240, 30
 """Scenes (chosen here)."""
 
@@ -38,7 +38,7 @@ class CompositeScenes:
         return self._count
 
     def name(self, index: int) -> str:
-        """Of the scene, and a cut-out in it."""
+        """Which scene it is, and a cut-out in it."""
         return f"scene {index} of {self._part}, with {self._cutouts.files[self._pieces(index)[0]][0].name}"
 
     def _pieces(self, index: int) -> list[int]:

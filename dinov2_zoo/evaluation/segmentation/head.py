@@ -15,12 +15,12 @@ class LinearHead(nn.Module):
     Args:
         channels: Of the tokens; four blocks' side by side for "+ms".
         classes: Their number.
-        processes: Share the batches that the norm's statistics are of.
+        context: The processes whose batches the norm's statistics are of.
     """
 
-    def __init__(self, channels: int, classes: int, processes: DistributedContext) -> None:
+    def __init__(self, channels: int, classes: int, context: DistributedContext) -> None:
         super().__init__()
-        self.norm = SyncedNorm(channels, processes)
+        self.norm = SyncedNorm(channels, context)
         self.conv = nn.Conv2d(channels, classes, 1)
         nn.init.normal_(self.conv.weight, std=0.01)
         nn.init.zeros_(self.conv.bias)  # pyright: ignore[reportArgumentType]
@@ -38,7 +38,7 @@ class LinearHead(nn.Module):
         return F.conv2d(tokens, weight, self.conv.bias + self.conv.weight.flatten(1) @ shift)
 
 
-def linear_head(channels: int, classes: int, processes: DistributedContext) -> LinearHead:
+def linear_head(channels: int, classes: int, context: DistributedContext) -> LinearHead:
     """An untrained head; the same weights each time."""
     with seeded(0):
-        return LinearHead(channels, classes, processes)
+        return LinearHead(channels, classes, context)

@@ -25,7 +25,7 @@ class Confusion:
         pairs = truth[counted] * classes + found[counted]
         self.counts += torch.bincount(pairs, minlength=classes**2).view(classes, classes).cpu()
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """miou, accuracy of pixels, mean_accuracy of classes; 0..1.
 
         A class that occurs neither in the masks nor in the predictions is left out of miou, as in mmseg; one that is

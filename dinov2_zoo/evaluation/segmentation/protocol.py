@@ -1,7 +1,6 @@
 """Semantic segmentation on frozen features, from training a head to mean IoU (paper 7.4, released configs)."""
 
-from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,8 +16,8 @@ from dinov2_zoo.config.segmentation import SegmentationConfig
 from dinov2_zoo.data.preprocess import normalise, to_uint8
 from dinov2_zoo.errors import ConfigError
 from dinov2_zoo.evaluation.dense.padding import pad, unpad
-from dinov2_zoo.evaluation.dense.pairs import PairBatch
-from dinov2_zoo.evaluation.dense.training import train_head, warmup
+from dinov2_zoo.evaluation.dense.pairs import PairBatch, ReadPairs
+from dinov2_zoo.evaluation.dense.training import Schedule, train_head, warmup
 from dinov2_zoo.evaluation.encoders.encoder import LayeredEncoder
 from dinov2_zoo.evaluation.record import Result, checksum
 from dinov2_zoo.evaluation.segmentation.augment import SegmentationAugmentation, scaled_size
@@ -26,7 +25,7 @@ from dinov2_zoo.evaluation.segmentation.head import linear_head
 from dinov2_zoo.evaluation.segmentation.metrics import IGNORED, Confusion
 from dinov2_zoo.evaluation.segmentation.readers import SegmentationData
 from dinov2_zoo.evaluation.segmentation.slide import slide
-from dinov2_zoo.training.distributed import DistributedContext
+from dinov2_zoo.evaluation.workspace import Workspace
 
 MS_BLOCKS = 4
 """Last blocks that "+ms" reads, side by side (released notebook)."""
@@ -43,26 +42,34 @@ def token_maps(encoder: LayeredEncoder, images: Float[Tensor, "B 3 H W"], blocks
 def pixel_logits(
     encoder: LayeredEncoder, head: nn.Module, images: Float[Tensor, "B 3 H W"], blocks: int
 ) -> Float[Tensor, "B K H W"]:
-    """Scores of every pixel: those of the tokens enlarged, without what was filled up around the image."""
+    """Scores of every pixel: those of the tokens enlarged, without what was padded around the image."""
     whole = pad(images, encoder.patch_size)
     scores = head(token_maps(encoder, whole, blocks))
     large = F.interpolate(scores, whole.shape[2:], mode="bilinear", align_corners=False)
     return unpad(large, images.shape[2], images.shape[3])
 
 
+@dataclass(frozen=True)
+class Viewing:
+    """How the photos of a test are looked at."""
+
+    short_side: int
+    """Short side of the scaled photo at ratio 1, pixels."""
+    window: int
+    """Side of the sliding window, pixels."""
+    stride: int
+    """Distance between neighbouring windows, pixels."""
+    ratios: tuple[float, ...] = (1.0,)
+    """Scales whose probabilities are averaged."""
+    flip: bool = False
+    """Add each scale's mirror image."""
+    batch: int = 8
+    """Windows at a time; changes nothing but speed."""
+
+
 @torch.no_grad()
 def segment(
-    encoder: LayeredEncoder,
-    head: nn.Module,
-    photo: Image.Image,
-    *,
-    blocks: int,
-    short_side: int,
-    window: int,
-    stride: int,
-    ratios: tuple[float, ...] = (1.0,),
-    flip: bool = False,
-    batch: int = 8,
+    encoder: LayeredEncoder, head: nn.Module, photo: Image.Image, blocks: int, viewing: Viewing
 ) -> Int64[Tensor, "H W"]:
     """Class of every pixel of a photo: probabilities averaged over scales and mirror images.
 
@@ -71,25 +78,20 @@ def segment(
         head: Trained for it.
         photo: RGB.
         blocks: Last blocks that the head reads.
-        short_side: Of the scaled photo at ratio 1, pixels.
-        window: Side of the sliding window, pixels.
-        stride: Of the window, pixels.
-        ratios: Scales.
-        flip: Add each scale's mirror image.
-        batch: Windows at a time.
+        viewing: Scales and windows.
     """
     pixels = to_uint8(photo)
     total: Tensor | None = None
-    for ratio in ratios:
-        size = scaled_size(photo.width, photo.height, short_side * ratio)
+    for ratio in viewing.ratios:
+        size = scaled_size(photo.width, photo.height, viewing.short_side * ratio)
         image = normalise(tv.resize(pixels, size, InterpolationMode.BILINEAR, antialias=True)).to(encoder.device)
-        for mirrored in (False, True) if flip else (False,):
+        for mirrored in (False, True) if viewing.flip else (False,):
             logits = slide(
                 lambda windows: pixel_logits(encoder, head, windows, blocks),
                 image.flip(2) if mirrored else image,
-                window=window,
-                stride=stride,
-                batch=batch,
+                window=viewing.window,
+                stride=viewing.stride,
+                batch=viewing.batch,
             )
             logits = logits.flip(2) if mirrored else logits
             large = F.interpolate(logits[None], (photo.height, photo.width), mode="bilinear", align_corners=False)
@@ -99,28 +101,17 @@ def segment(
 
 
 def evaluate_segmentation(
-    encoder: LayeredEncoder,
-    data: SegmentationData,
-    source: str,
-    head: str,
-    config: SegmentationConfig,
-    *,
-    processes: DistributedContext,
-    folder: Path | None = None,
-    say: Callable[[str], object] = lambda _: None,
+    encoder: LayeredEncoder, data: SegmentationData, config: SegmentationConfig, workspace: Workspace, *, head: str
 ) -> Result:
     """Train a head and measure it on the test images; the headline is mean IoU.
 
     Args:
         encoder: The model.
         data: Images with masks.
-        source: How they were named.
+        config: Settings.
+        workspace: Processes share batches and test images; the head's state is saved in `segmentation-<head>`.
         head: "linear": last block, one scale. "ms": last four blocks, larger scales, averaged over scales and mirror
             images.
-        config: Settings.
-        processes: Share batches and test images.
-        folder: The head's state is saved in `segmentation-<head>` below it.
-        say: Takes a line of progress now and then.
 
     Raises:
         DataError: A file is missing or does not fit; names it.
@@ -132,40 +123,29 @@ def evaluate_segmentation(
         raise ConfigError(f"The model has {encoder.depth} blocks, segmentation:ms reads {MS_BLOCKS}: use :linear.")
     scale = MS_SCALE if ms else 1.0
     short_side, window = config.short_side or round(scale * data.short_side), config.crop or round(scale * data.crop)
+    stride = window // 2 if ms else window * 2 // 3
+    viewing = Viewing(short_side, window, stride, config.ratios if ms else (1.0,), ms, config.test_batch)
     protocol: dict[str, Any] = {
         **to_dict(config),
         "head": head,
         "blocks": blocks,
         "short_side": short_side,
         "crop": window,
-        "stride": window // 2 if ms else window * 2 // 3,
+        "stride": stride,
         "train_ratios": (1.0, 3.0) if ms else (0.5, 2.0),
-        "ratios": config.ratios if ms else (1.0,),
+        "ratios": viewing.ratios,
         "flip_test": ms,
     }
-    network = linear_head(blocks * encoder.dim, data.classes, processes).to(processes.device)
-    key = {**protocol, "weights": encoder.fingerprint(), "images": data.facts(source).checksum}
-    place = folder / f"segmentation-{head}" / checksum([key])[:8] if folder else None
-    _train(encoder, network, data, config, protocol, key, processes, place, say)
+    context = workspace.context
+    network = linear_head(blocks * encoder.dim, data.classes, context).to(workspace.device)
+    _train(encoder, network, data, config, workspace, protocol)
     confusion = Confusion(data.classes)
-    for index in range(processes.rank, len(data.test), processes.world_size):
+    for index in range(context.rank, len(data.test), context.world_size):
         photo, truth = data.test.read(index)
-        found = segment(
-            encoder,
-            network,
-            photo,
-            blocks=blocks,
-            short_side=short_side,
-            window=window,
-            stride=protocol["stride"],
-            ratios=protocol["ratios"],
-            flip=ms,
-            batch=config.test_batch,
-        )
-        confusion.add(found.cpu(), truth)
-    confusion.counts = processes.sum(confusion.counts.to(processes.device)).cpu()
+        confusion.add(segment(encoder, network, photo, blocks, viewing).cpu(), truth)
+    confusion.counts = context.sum(confusion.counts.to(workspace.device)).cpu()
     notes = ["The last step's head, not the best on the test images; masks at their full size."]
-    return Result(confusion.figures(), "miou", protocol, data.facts(source), notes)
+    return Result(confusion.metrics(), "miou", protocol, data.facts(), notes)
 
 
 def _train(
@@ -173,41 +153,26 @@ def _train(
     network: nn.Module,
     data: SegmentationData,
     config: SegmentationConfig,
+    workspace: Workspace,
     protocol: dict[str, Any],
-    key: dict[str, Any],
-    processes: DistributedContext,
-    folder: Path | None,
-    say: Callable[[str], object],
 ) -> None:
-    transform = SegmentationAugmentation(protocol["short_side"], protocol["train_ratios"], protocol["crop"])
+    context, device = workspace.context, workspace.device
+    augmentation = SegmentationAugmentation(protocol["short_side"], protocol["train_ratios"], protocol["crop"])
 
     def factor(step: int) -> float:
         """Rises from a millionth, while falling linearly to 0 (official: warm-up times polynomial of power 1)."""
         return warmup(step, config.warmup_steps, 1e-6) * (1 - step / config.steps)
 
     def loss(batch: PairBatch, _: int) -> Tensor:
-        truth = batch.targets.to(processes.device)
-        logits = pixel_logits(encoder, network, batch.images.to(processes.device), protocol["blocks"])
+        truth = batch.targets.to(device)
+        logits = pixel_logits(encoder, network, batch.images.to(device), protocol["blocks"])
         # The mean over the pixels of every process, so that any number of processes trains the same head.
         total = F.cross_entropy(logits, truth, ignore_index=IGNORED, reduction="sum")
-        counted = processes.sum((truth != IGNORED).sum())
-        return total * processes.world_size / counted.clamp(min=1)
+        counted = context.sum((truth != IGNORED).sum())
+        return total * context.world_size / counted.clamp(min=1)
 
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    train_head(
-        network,
-        loss,
-        data.train,
-        transform,
-        optimizer,
-        factor,
-        steps=config.steps,
-        batch_size=config.batch_size,
-        workers=config.workers,
-        clip_norm=None,
-        processes=processes,
-        folder=folder,
-        protocol=key,
-        save_every=config.save_every,
-        say=say,
-    )
+    schedule = Schedule(config.steps, config.batch_size, factor, save_every=config.save_every, workers=config.workers)
+    key = {**protocol, "weights": encoder.fingerprint(), "images": data.facts().checksum}
+    place = workspace.within(f"segmentation-{protocol['head']}", checksum([key])[:8])
+    train_head(network, loss, ReadPairs(data.train, augmentation), optimizer, schedule, place, key)

@@ -1,7 +1,7 @@
 """Data sets of semantic segmentation: photos with a class number for every pixel."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,15 +32,19 @@ class SegmentationData:
     classes: int
     """Their number."""
     short_side: int = 512
-    """Of the scaled images, pixels."""
+    """Short side of the scaled images, pixels."""
     crop: int = 512
     """Side of training crops and of the test window, pixels."""
+    source: str = ""
+    """How the data were named."""
 
-    def facts(self, text: str) -> DataFacts:
+    def facts(self) -> DataFacts:
         """What a record says of the images."""
         sets = {"train": self.train, "test": self.test}
         names = [part.name(index) for part in sets.values() for index in range(len(part))]
-        return DataFacts(text, {name: len(part) for name, part in sets.items()}, checksum([*names, self.classes]))
+        return DataFacts(
+            self.source, {name: len(part) for name, part in sets.items()}, checksum([*names, self.classes])
+        )
 
 
 class MaskedFiles:
@@ -114,7 +118,7 @@ def open_segmentation(text: str) -> SegmentationData:
     kind, _, path = text.partition(":")
     if kind not in _READERS or not path:
         raise DataError(f"There are no masks {text!r}: use {', '.join(f'{name}:/path' for name in _READERS)}.")
-    return _READERS[kind](Path(path).expanduser())
+    return replace(_READERS[kind](Path(path).expanduser()), source=text)
 
 
 def _ade20k(root: Path) -> SegmentationData:

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 TOLERANCE = 0.008
-"""Of a boundary's place, as a share of the image's diagonal (DAVIS)."""
+"""How far off a boundary may be, as a share of the image's diagonal (DAVIS)."""
 
 
 def region(found: Bool[Tensor, "H W"], truth: Bool[Tensor, "H W"]) -> float:

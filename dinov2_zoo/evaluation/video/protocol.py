@@ -1,8 +1,5 @@
 """Video object segmentation: masks of the first frame follow the similarity of frozen tokens (DINO v1, on DAVIS)."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2.functional as tv
@@ -18,7 +15,7 @@ from dinov2_zoo.evaluation.encoders.encoder import LayeredEncoder
 from dinov2_zoo.evaluation.record import Result
 from dinov2_zoo.evaluation.video.metrics import j_and_f
 from dinov2_zoo.evaluation.video.readers import VideoSet
-from dinov2_zoo.training.distributed import DistributedContext
+from dinov2_zoo.evaluation.workspace import Workspace
 
 ROWS = 8
 """Rows of tokens compared at a time: bounds memory, changes nothing else."""
@@ -117,38 +114,27 @@ def _numbers(masks: Float[Tensor, "K h w"], size: tuple[int, int]) -> Int64[Tens
     return stretched.argmax(0)
 
 
-def evaluate_video(
-    encoder: LayeredEncoder,
-    data: VideoSet,
-    source: str,
-    config: VideoConfig,
-    *,
-    processes: DistributedContext,
-    folder: Path | None = None,
-    say: Callable[[str], object] = lambda _: None,
-) -> Result:
+def evaluate_video(encoder: LayeredEncoder, data: VideoSet, config: VideoConfig, workspace: Workspace) -> Result:
     """J, F and their mean over all objects of all clips.
 
     Args:
         encoder: The model.
         data: Clips with masks.
-        source: How they were named.
         config: Settings.
-        processes: Share the clips.
-        folder: Not used: nothing is kept.
-        say: Takes a line of progress now and then.
+        workspace: Processes share the clips; nothing is kept.
 
     Raises:
         DataError: A frame or a mask cannot be read; names it.
     """
+    context = workspace.context
     mine: list[tuple[int, list[tuple[float, float]]]] = []
-    for number in range(processes.rank, len(data), processes.world_size):
+    for number in range(context.rank, len(data), context.world_size):
         frames, truth = data.read(number)
         mine.append((number, j_and_f(follow(encoder, frames, truth[0], config), truth)))
-        say(f"clip {number + 1} of {len(data)}, {len(frames)} frames")
-    found = dict(pair for part in processes.gather(mine) for pair in part)
+        workspace.say(f"clip {number + 1} of {len(data)}, {len(frames)} frames")
+    found = dict(pair for part in context.gather(mine) for pair in part)
     scores = [score for number in sorted(found) for score in found[number]]
     j, f = (sum(column) / len(scores) for column in zip(*scores, strict=True))
-    figures = {"j_and_f": (j + f) / 2, "j": j, "f": f, "objects": float(len(scores))}
+    metrics = {"j_and_f": (j + f) / 2, "j": j, "f": f, "objects": float(len(scores))}
     notes = ["Last block, final norm, patch tokens; first and last frame do not count."]
-    return Result(figures, "j_and_f", to_dict(config), data.facts(source), notes)
+    return Result(metrics, "j_and_f", to_dict(config), data.facts(), notes)

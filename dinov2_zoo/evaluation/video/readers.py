@@ -1,7 +1,7 @@
 """Clips with a mask for every frame."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +24,13 @@ class VideoSet:
     """Clips that are read one at a time."""
 
     names: Sequence[str]
-    """Of the clips."""
+    """Name of each clip."""
     reader: Callable[[int], Clip]
     """Gives the frames, RGB of one size, and object numbers of all pixels, 0 for none."""
     identity: Sequence[object]
     """Tells these clips from others."""
+    source: str = ""
+    """How they were named."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -44,9 +46,9 @@ class VideoSet:
             raise DataError(f"Clip {self.names[index]} needs three frames and an object in the first: leave it out.")
         return frames, masks
 
-    def facts(self, text: str) -> DataFacts:
+    def facts(self) -> DataFacts:
         """What a record says of the clips."""
-        return DataFacts(text, {"clips": len(self)}, checksum([*self.names, *self.identity]))
+        return DataFacts(self.source, {"clips": len(self)}, checksum([*self.names, *self.identity]))
 
 
 def open_video(text: str) -> VideoSet:
@@ -65,7 +67,7 @@ def open_video(text: str) -> VideoSet:
     kind, _, path = text.partition(":")
     if kind not in _READERS or not path:
         raise DataError(f"There are no clips {text!r}: use {', '.join(f'{name}:/path' for name in _READERS)}.")
-    return _READERS[kind](Path(path).expanduser())
+    return replace(_READERS[kind](Path(path).expanduser()), source=text)
 
 
 def _davis(root: Path) -> VideoSet:
@@ -115,7 +117,7 @@ def _open(path: Path) -> Image.Image:
 
 
 CLIPS, FRAMES, WIDTH, HEIGHT = 8, 12, 320, 240
-"""Of composite clips (chosen here: a minute on a CPU)."""
+"""Number and size of composite clips (chosen here: a minute on a CPU)."""
 
 
 def _composites(root: Path) -> VideoSet:

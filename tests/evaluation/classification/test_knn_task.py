@@ -2,47 +2,35 @@
 
 import pytest
 import torch
-from PIL import Image
-from stand_ins import tiny_encoder, together
+from colour_folders import colours
+from stand_ins import tiny_encoder, together, workspace
 
 from dinov2_zoo.config.classification import KnnConfig
 from dinov2_zoo.data.sources import open_source
 from dinov2_zoo.errors import DataError
 from dinov2_zoo.evaluation.classification import knn, neighbours
 from dinov2_zoo.evaluation.classification.knn import evaluate_knn
+from dinov2_zoo.evaluation.classification.labelled import LabelledData
 from dinov2_zoo.training.distributed import SingleProcess
 
 CONFIG = KnnConfig(k=(1, 5, 20), size=28)
 
 
-def colours(root, classes=("blue", "green", "red"), count=6):
-    """Folders of plain pictures whose class is their colour."""
-    for name in classes:
-        (root / name).mkdir(parents=True)
-        for number in range(count):
-            strong, weak = 200 + 8 * number, 10 * number
-            colour = {"blue": (weak, 30, strong), "green": (weak, strong, 30), "red": (strong, weak, 30)}[name]
-            Image.new("RGB", (40, 32), colour).save(root / name / f"{number}.png")
-    return open_source(str(root))
-
-
 def task(train, test, folder, config=CONFIG, processes=None):
-    return evaluate_knn(
-        tiny_encoder(), train, test, "folder", config, processes=processes or SingleProcess(), folder=folder
-    )
+    return evaluate_knn(tiny_encoder(), LabelledData(train, test, "folder"), config, workspace(folder, processes))
 
 
 def test_colours_are_told_apart_and_every_k_is_reported(tmp_path):
     train, test = colours(tmp_path / "train"), colours(tmp_path / "test", count=2)
     result = task(train, test, tmp_path / "out")
-    assert result.figures["k1"] == 1.0 and result.headline == "top1"
-    assert result.figures["top1"] == result.figures["k18"]  # 20 lowered to the bank
+    assert result.metrics["k1"] == 1.0 and result.headline == "top1"
+    assert result.metrics["top1"] == result.metrics["k18"]  # 20 lowered to the bank
     assert result.data.images == {"train": 18, "test": 6}
 
 
 def test_leave_one_out_has_one_neighbour_fewer(tmp_path):
     result = task(colours(tmp_path / "train"), None, tmp_path / "out")
-    assert {"k1", "k5", "k17"} <= result.figures.keys()
+    assert {"k1", "k5", "k17"} <= result.metrics.keys()
     assert any("against all others" in note for note in result.notes)
 
 
@@ -53,8 +41,8 @@ def test_several_processes_find_what_one_finds(tmp_path, monkeypatch):
     queries, truth = torch.randn(20, 8, generator=draw), torch.randint(0, 4, (20,), generator=draw)
 
     def measure(processes, own):
-        asked = (bank, labels) if own else (queries, truth)
-        return knn._accuracy(bank, labels, *asked, (1, 5, 30), 0.07, 6, own=own, processes=processes)
+        asking = None if own else knn.Examples(queries, truth)
+        return knn._accuracy(knn.Examples(bank, labels), asking, (1, 5, 30), 0.07, 6, processes)
 
     for own in (False, True):
         alone = measure(SingleProcess(), own)
@@ -65,8 +53,8 @@ def test_several_processes_find_what_one_finds(tmp_path, monkeypatch):
 def test_a_few_shots_of_each_class_make_the_bank(tmp_path):
     train, test = colours(tmp_path / "train"), colours(tmp_path / "test", count=2)
     result = task(train, test, tmp_path / "out", KnnConfig(k=(1,), size=28, shots=(1, 2), tries=3))
-    assert result.figures["shots2"] == 1.0 and result.figures["shots2_std"] == 0.0
-    assert 0.3 < result.figures["shots1"] <= 1.0
+    assert result.metrics["shots2"] == 1.0 and result.metrics["shots2_std"] == 0.0
+    assert 0.3 < result.metrics["shots1"] <= 1.0
 
 
 def test_chosen_shots_are_not_measured_on_themselves(tmp_path):
@@ -74,17 +62,17 @@ def test_chosen_shots_are_not_measured_on_themselves(tmp_path):
     measured = []
     original = knn._measure
 
-    def spy(bank, queries, *args, own, **options):
-        measured.append((set(bank.indices.tolist()), set(queries.indices.tolist()), own))
-        return original(bank, queries, *args, own=own, **options)
+    def spy(bank, queries, *args):
+        measured.append((set(bank.indices.tolist()), queries and set(queries.indices.tolist())))
+        return original(bank, queries, *args)
 
     knn._measure = spy
     try:
         task(colours(tmp_path / "t"), None, tmp_path / "out", KnnConfig(k=(1,), size=28, shots=(5,), tries=1))
     finally:
         knn._measure = original
-    (_, _, own), (bank, rest, few) = measured
-    assert own and not few and len(bank) == 15 and len(rest) == 3 and not bank & rest
+    (_, against_itself), (bank, rest) = measured
+    assert against_itself is None and len(bank) == 15 and len(rest) == 3 and not bank & rest
 
 
 def test_classes_that_do_not_fit_are_named(tmp_path):

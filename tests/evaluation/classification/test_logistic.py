@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from colour_folders import colours
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
-from stand_ins import tiny_encoder
-from test_knn_task import colours
+from stand_ins import tiny_encoder, workspace
 
 from dinov2_zoo.config.classification import LogisticConfig
+from dinov2_zoo.evaluation.classification.labelled import LabelledData
 from dinov2_zoo.evaluation.classification.logistic import evaluate_logistic, fit_logistic, predict
-from dinov2_zoo.training.distributed import SingleProcess
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +37,8 @@ def test_a_warm_start_ends_at_the_same_optimum(digits):
 def test_colours_are_told_apart_and_the_penalty_is_named(tmp_path):
     train, test = colours(tmp_path / "train", count=10), colours(tmp_path / "test", count=3)
     config = LogisticConfig(strengths=6, size=28)
-    result = evaluate_logistic(
-        tiny_encoder(), train, test, "folder", config, processes=SingleProcess(), folder=tmp_path / "out"
-    )
-    assert result.figures["top1"] == 1.0
-    assert "held-out training images" in result.notes[0] and f"{result.figures['c']:.3g}" in result.notes[0]
-    assert result.figures["c"] in [pytest.approx(10**e) for e in np.linspace(-6, 5, 6)]
+    data = LabelledData(train, test, "folder")
+    result = evaluate_logistic(tiny_encoder(), data, config, workspace(tmp_path / "out"))
+    assert result.metrics["top1"] == 1.0
+    assert "held-out training images" in result.notes[0] and f"{result.metrics['c']:.3g}" in result.notes[0]
+    assert result.metrics["c"] in [pytest.approx(10**e) for e in np.linspace(-6, 5, 6)]

@@ -5,14 +5,14 @@ import json
 import pytest
 import torch
 from PIL import Image
-from stand_ins import tiny_encoder
+from stand_ins import tiny_encoder, workspace
 
 from dinov2_zoo.config.classification import LinearConfig
 from dinov2_zoo.data.image_sets import open_labelled
 from dinov2_zoo.errors import DataError
+from dinov2_zoo.evaluation.classification.labelled import LabelledData
 from dinov2_zoo.evaluation.classification.linear import evaluate_linear
 from dinov2_zoo.evaluation.classification.robust_sets import ALEXNET, RobustSet, open_robust, robust_accuracy
-from dinov2_zoo.training.distributed import SingleProcess
 
 WNIDS = ["n01440764", "n01443537", "n01484850"]
 
@@ -122,15 +122,7 @@ def test_the_winning_probe_is_measured_on_them(imagenet, tmp_path):
         image(tmp_path / "a" / wnid / "x.jpg", tuple(colour))
     robust = [open_robust(f"imagenet-a:{tmp_path / 'a'}", train)]
     config = LinearConfig(steps=60, batch_size=8, rates=(1.0,), size=28, path="cached")
-    result = evaluate_linear(
-        tiny_encoder(),
-        train,
-        train,
-        "imagenet",
-        config,
-        processes=SingleProcess(),
-        folder=tmp_path / "out",
-        robust=robust,
-    )
-    assert result.figures["robust/imagenet-a"] == 1.0
+    data = LabelledData(train, train, "imagenet", robust)
+    result = evaluate_linear(tiny_encoder(), data, config, workspace(tmp_path / "out"))
+    assert result.metrics["robust/imagenet-a"] == 1.0
     assert isinstance(robust[0], RobustSet)

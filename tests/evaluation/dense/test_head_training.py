@@ -3,11 +3,12 @@
 import pytest
 import torch
 from PIL import Image
+from stand_ins import workspace
 from torch import nn
 
 from dinov2_zoo.errors import CheckpointError
-from dinov2_zoo.evaluation.dense.training import SAVED, train_head, warmup
-from dinov2_zoo.training.distributed import SingleProcess
+from dinov2_zoo.evaluation.dense.pairs import ReadPairs
+from dinov2_zoo.evaluation.dense.training import SAVED, Schedule, train_head, warmup
 
 
 class One:
@@ -34,29 +35,22 @@ def train(folder, *, steps=3, clip=None, factor=lambda step: 1.0, protocol=None,
     train_head(
         head,
         lambda batch, step: slope * head.weight.sum() * batch.targets.mean(),
-        One(),
-        as_is,
+        ReadPairs(One(), as_is),
         torch.optim.SGD(head.parameters(), lr=1.0),
-        factor,
-        steps=steps,
-        batch_size=2,
-        workers=1,
-        clip_norm=clip,
-        processes=SingleProcess(),
-        folder=folder,
-        protocol=protocol,
-        save_every=1,
+        Schedule(steps, 2, factor, clip_norm=clip, save_every=1, workers=0),
+        workspace(folder),
+        protocol or {},
     )
     return head.weight.item()
 
 
-def test_rates_follow_the_schedule():
-    assert train(None) == pytest.approx(10 - 3 * 2)
-    assert train(None, factor=lambda step: [1.0, 0.5, 0.0][step]) == pytest.approx(10 - 1.5 * 2)
+def test_rates_follow_the_schedule(tmp_path):
+    assert train(tmp_path / "a") == pytest.approx(10 - 3 * 2)
+    assert train(tmp_path / "b", factor=lambda step: [1.0, 0.5, 0.0][step]) == pytest.approx(10 - 1.5 * 2)
 
 
-def test_large_gradients_are_scaled_down():
-    assert train(None, clip=0.5) == pytest.approx(10 - 3 * 0.5, abs=1e-4)
+def test_large_gradients_are_scaled_down(tmp_path):
+    assert train(tmp_path, clip=0.5) == pytest.approx(10 - 3 * 0.5, abs=1e-4)
 
 
 def test_warmup_is_linear():

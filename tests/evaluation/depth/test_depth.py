@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from stand_ins import tiny_encoder, together
+from stand_ins import tiny_encoder, together, workspace
 
 from dinov2_zoo.config.depth import DepthConfig
 from dinov2_zoo.errors import ConfigError, DataError
@@ -15,7 +15,6 @@ from dinov2_zoo.evaluation.depth.bins_head import BinsHead
 from dinov2_zoo.evaluation.depth.metrics import depth_metrics, evaluated_pixels, mean_over_images
 from dinov2_zoo.evaluation.depth.protocol import depth_head, evaluate_depth, predict_depth, taps
 from dinov2_zoo.evaluation.depth.readers import kitti_box, open_depth
-from dinov2_zoo.training.distributed import SingleProcess
 
 
 def test_metrics_by_hand():
@@ -197,16 +196,8 @@ QUICK = DepthConfig(steps=12, batch_size=2, crop=(56, 56), lr=1e-2, mean_only_st
 
 
 def evaluate(config, out, processes=None, head="lin4", data=None, say=lambda line: None):
-    return evaluate_depth(
-        tiny_encoder(),
-        data or open_depth("package:motorcycle"),
-        "package:motorcycle",
-        head,
-        config,
-        processes=processes or SingleProcess(),
-        folder=out,
-        say=say,
-    )
+    data = data or open_depth("package:motorcycle")
+    return evaluate_depth(tiny_encoder(), data, config, workspace(out, processes, say), head=head)
 
 
 @pytest.mark.parametrize("head", ["lin1", "lin4"])
@@ -215,15 +206,15 @@ def test_a_head_learns_and_every_figure_is_finite(tmp_path, head):
     result = evaluate(QUICK, tmp_path, head=head, say=said.append)
     losses = [float(line.rpartition(" ")[2]) for line in said]
     assert losses[-1] < losses[2]
-    assert all(math.isfinite(value) for value in result.figures.values()) and result.headline == "rmse"
+    assert all(math.isfinite(value) for value in result.metrics.values()) and result.headline == "rmse"
     untrained = evaluate(DepthConfig(**{**vars(QUICK), "lr": 1e-12}), tmp_path, head=head)
-    assert result.figures["rmse"] < untrained.figures["rmse"]
+    assert result.metrics["rmse"] < untrained.metrics["rmse"]
 
 
 def test_dpt_runs_as_a_task(tmp_path):
     config = DepthConfig(**{**vars(QUICK), "steps": 2, "crop": (28, 28), "flip_test": False})
     data = open_depth(f"folder:{folder(tmp_path / 'data', size=(56, 42))}")
-    assert math.isfinite(evaluate(config, tmp_path, head="dpt", data=data).figures["abs_rel"])
+    assert math.isfinite(evaluate(config, tmp_path, head="dpt", data=data).metrics["abs_rel"])
 
 
 def test_a_stopped_head_goes_on_and_two_processes_equal_one(tmp_path, monkeypatch):
@@ -240,7 +231,7 @@ def test_a_stopped_head_goes_on_and_two_processes_equal_one(tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         evaluate(QUICK, tmp_path / "stopped")
     monkeypatch.setattr(torch.optim.AdamW, "step", original)
-    assert evaluate(QUICK, tmp_path / "stopped").figures == whole.figures
+    assert evaluate(QUICK, tmp_path / "stopped").metrics == whole.metrics
     # The loss of half a batch has a variance of its own, so training differs; shared tests of one head do not.
     for found in together(lambda p: evaluate(QUICK, tmp_path / "whole", p)):
-        assert found.figures == pytest.approx(whole.figures, rel=1e-6)
+        assert found.metrics == pytest.approx(whole.metrics, rel=1e-6)

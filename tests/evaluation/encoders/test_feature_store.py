@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
-from stand_ins import Part, tiny_encoder
+from stand_ins import Part, tiny_encoder, workspace
 
 from dinov2_zoo.data.decode import decode
 from dinov2_zoo.data.preprocess import eval_image
@@ -14,7 +14,6 @@ from dinov2_zoo.errors import DataError
 from dinov2_zoo.evaluation.encoders import feature_store
 from dinov2_zoo.evaluation.encoders.encoder import BackboneEncoder
 from dinov2_zoo.evaluation.encoders.feature_store import Kind, stored_features
-from dinov2_zoo.training.distributed import SingleProcess
 
 
 @pytest.fixture
@@ -45,7 +44,7 @@ KIND = Kind(size=28)
 
 
 def stored(encoder, photos, folder, processes=None, kind=KIND):
-    return stored_features(encoder, photos, folder, kind, processes=processes or SingleProcess())
+    return stored_features(encoder, photos, kind, workspace(folder, processes))
 
 
 def test_features_are_those_of_the_model_in_the_sources_order(photos, tmp_path):
@@ -115,7 +114,7 @@ def test_another_models_features_are_kept_apart(photos, tmp_path):
     one = stored(tiny_encoder(seed=0), photos, tmp_path / "store")
     two = stored(tiny_encoder(seed=1), photos, tmp_path / "store")
     assert not torch.equal(one.features, two.features)
-    assert len(list((tmp_path / "store").iterdir())) == 2
+    assert len(list((tmp_path / "store" / "features").iterdir())) == 2
 
 
 def test_an_image_that_cannot_be_decoded_is_left_out_and_listed(photos, tmp_path):
@@ -127,7 +126,7 @@ def test_an_image_that_cannot_be_decoded_is_left_out_and_listed(photos, tmp_path
 
 def test_size_is_told_before(photos, tmp_path):
     said = []
-    stored_features(tiny_encoder(), photos, tmp_path / "s", KIND, processes=SingleProcess(), say=said.append)
+    stored_features(tiny_encoder(), photos, KIND, workspace(tmp_path / "s", say=said.append))
     assert len(said) == 1 and "10 images" in said[0] and "3 of 3 shards" in said[0]
 
 

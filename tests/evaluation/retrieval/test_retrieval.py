@@ -6,10 +6,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from colour_folders import colours
 from PIL import Image
 from sklearn.metrics import average_precision_score
-from stand_ins import tiny_encoder, together
-from test_knn_task import colours
+from stand_ins import tiny_encoder, together, workspace
 
 from dinov2_zoo.config.retrieval import RetrievalConfig
 from dinov2_zoo.data.sources import open_source
@@ -18,10 +18,9 @@ from dinov2_zoo.evaluation.retrieval.protocol import (
     average_precision,
     evaluate_retrieval,
     retrieval_features,
-    retrieval_figures,
+    retrieval_metrics,
 )
 from dinov2_zoo.evaluation.retrieval.readers import Truth, open_retrieval
-from dinov2_zoo.training.distributed import SingleProcess
 
 
 def test_precision_by_hand_of_six_images():
@@ -46,22 +45,22 @@ def test_the_trapezoid_lies_below_scikit_learns_steps_by_what_it_must():
     assert average_precision(ranks.tolist()) == pytest.approx((steps + np.mean(before)) / 2)
 
 
-def test_figures_of_rankings_by_hand():
+def test_metrics_of_rankings_by_hand():
     gallery = torch.eye(4)
     queries = torch.tensor([[0.9, 0.5, 0.1, 0.0], [0.0, 0.1, 0.5, 0.9]])  # rankings 0123 and 3210
     truths = [Truth([0, 1]), Truth([0], junk=[3])]
-    figures = retrieval_figures(queries, gallery, truths, chunk=1)
-    assert figures["map"] == pytest.approx((1 + average_precision([2])) / 2)
-    assert figures["mp@1"] == 0.5 and figures["queries"] == 2
+    metrics = retrieval_metrics(queries, gallery, truths, chunk=1)
+    assert metrics["map"] == pytest.approx((1 + average_precision([2])) / 2)
+    assert metrics["mp@1"] == 0.5 and metrics["queries"] == 2
     # The second query's only right image is third once junk is out: one of its first three.
-    assert figures["mp@5"] == pytest.approx((2 / 2 + 1 / 3) / 2)
+    assert metrics["mp@5"] == pytest.approx((2 / 2 + 1 / 3) / 2)
 
 
 def test_queries_without_a_right_image_are_left_out():
-    figures = retrieval_figures(torch.eye(2), torch.eye(2), [Truth([0]), Truth([], [1])])
-    assert figures["queries"] == 1 and figures["map"] == 1
+    metrics = retrieval_metrics(torch.eye(2), torch.eye(2), [Truth([0]), Truth([], [1])])
+    assert metrics["queries"] == 1 and metrics["map"] == 1
     with pytest.raises(DataError, match="No query has a right image"):
-        retrieval_figures(torch.eye(2), torch.eye(2), [Truth([]), Truth([])])
+        retrieval_metrics(torch.eye(2), torch.eye(2), [Truth([]), Truth([])])
 
 
 def photo(path, seed, size=(60, 40)):
@@ -91,26 +90,22 @@ def test_revisited_tasks_treat_hard_and_easy_as_they_should(tmp_path, kind):
     assert data.tasks["medium"][0] == Truth([0, 1], [2])
     assert data.tasks["hard"][0] == Truth([1], [2, 0])
     config = RetrievalConfig(size=56, crop_queries=False)
-    result = evaluate_retrieval(
-        tiny_encoder(), data, "roxford:x", config, processes=SingleProcess(), folder=tmp_path / "f"
-    )
-    assert result.headline == "map_medium" and result.figures["map_easy"] == 1.0  # the query is image 0
+    result = evaluate_retrieval(tiny_encoder(), data, config, workspace(tmp_path / "f"))
+    assert result.headline == "map_medium" and result.metrics["map_easy"] == 1.0  # the query is image 0
 
 
 def test_queries_are_cut_to_their_box_if_asked(tmp_path):
     data = open_retrieval(f"roxford:{revisited(tmp_path)}")
     encoder, config = tiny_encoder(), RetrievalConfig(size=56)
-    cut = retrieval_features(encoder, data.queries, config, tmp_path / "f", boxes=data.boxes, processes=SingleProcess())
-    whole = retrieval_features(encoder, data.queries, config, tmp_path / "f", processes=SingleProcess())
+    cut = retrieval_features(encoder, data.queries, config, workspace(tmp_path / "f"), boxes=data.boxes)
+    whole = retrieval_features(encoder, data.queries, config, workspace(tmp_path / "f"))
     assert not torch.allclose(cut, whole, atol=1e-3)
     photo(tmp_path / "jpg" / "query.jpg", 0)
     with Image.open(tmp_path / "jpg" / "query.jpg") as image:
         image.crop((0, 0, 30, 30)).save(tmp_path / "part.png")
     (tmp_path / "one").mkdir()
     (tmp_path / "part.png").rename(tmp_path / "one" / "part.png")
-    alone = retrieval_features(
-        encoder, open_source(str(tmp_path / "one")), config, tmp_path / "f", processes=SingleProcess()
-    )
+    alone = retrieval_features(encoder, open_source(str(tmp_path / "one")), config, workspace(tmp_path / "f"))
     assert torch.allclose(cut, alone, atol=1e-3)  # one of them was stored in half precision
 
 
@@ -132,10 +127,8 @@ def test_amstertime_pairs_by_name(tmp_path):
         photo(tmp_path / "old" / f"{number}.png", number)
         photo(tmp_path / "new" / f"{number}.jpg", number)
     data = open_retrieval(f"amstertime:{tmp_path}")
-    result = evaluate_retrieval(
-        tiny_encoder(), data, "a", RetrievalConfig(size=56), processes=SingleProcess(), folder=tmp_path / "f"
-    )
-    assert result.figures["map"] == 1.0 and result.data.images == {"gallery": 3, "queries": 3}
+    result = evaluate_retrieval(tiny_encoder(), data, RetrievalConfig(size=56), workspace(tmp_path / "f"))
+    assert result.metrics["map"] == 1.0 and result.data.images == {"gallery": 3, "queries": 3}
     (tmp_path / "new" / "2.jpg").unlink()
     with pytest.raises(DataError, match=r"2\.png has no image of this name"):
         open_retrieval(f"amstertime:{tmp_path}")
@@ -145,10 +138,8 @@ def test_met_queries_of_unknown_exhibits_are_left_out(tmp_path):
     for folder in ("gallery/7", "gallery/8", "queries/7", "queries/99"):
         photo(tmp_path / folder / "a.png", len(folder))
     data = open_retrieval(f"met:{tmp_path}")
-    result = evaluate_retrieval(
-        tiny_encoder(), data, "m", RetrievalConfig(size=28), processes=SingleProcess(), folder=tmp_path / "f"
-    )
-    assert result.figures["queries"] == 1
+    result = evaluate_retrieval(tiny_encoder(), data, RetrievalConfig(size=28), workspace(tmp_path / "f"))
+    assert result.metrics["queries"] == 1
 
 
 def test_every_image_of_a_folder_asks_for_the_others_of_its_class(tmp_path):
@@ -157,14 +148,12 @@ def test_every_image_of_a_folder_asks_for_the_others_of_its_class(tmp_path):
     assert data.tasks[""][0] == Truth([1, 2, 3], [0])
     for resize in ("crop", "long_side"):
         config = RetrievalConfig(size=28, resize=resize)
-        result = evaluate_retrieval(tiny_encoder(), data, "f", config, processes=SingleProcess(), folder=tmp_path / "f")
-        assert result.figures["map"] == 1.0  # plain colours
+        result = evaluate_retrieval(tiny_encoder(), data, config, workspace(tmp_path / "f"))
+        assert result.metrics["map"] == 1.0  # plain colours
         for found in together(
-            lambda p, config=config: evaluate_retrieval(
-                tiny_encoder(), data, "f", config, processes=p, folder=tmp_path / "f"
-            )
+            lambda p, config=config: evaluate_retrieval(tiny_encoder(), data, config, workspace(tmp_path / "f", p))
         ):
-            assert found.figures == pytest.approx(result.figures)
+            assert found.metrics == pytest.approx(result.metrics)
 
 
 def test_scales_are_averaged_on_the_whole_image(tmp_path):
@@ -172,9 +161,7 @@ def test_scales_are_averaged_on_the_whole_image(tmp_path):
     photo(tmp_path / "b" / "2.png", 2, (50, 90))
     source, encoder = open_source(str(tmp_path)), tiny_encoder()
     one, half, both = (
-        retrieval_features(
-            encoder, source, RetrievalConfig(size=56, scales=scales), tmp_path / "f", processes=SingleProcess()
-        )
+        retrieval_features(encoder, source, RetrievalConfig(size=56, scales=scales), workspace(tmp_path / "f"))
         for scales in ((1.0,), (0.5,), (1.0, 0.5))
     )
     assert torch.allclose(both, torch.nn.functional.normalize(one + half, dim=1), atol=1e-3)
@@ -193,9 +180,10 @@ def test_what_is_missing_is_named(tmp_path):
     (tmp_path / "broken").mkdir()
     for name in ("a", "b"):
         photo(tmp_path / "broken" / name / "1.png", 1)
+    with pytest.raises(DataError, match=r"No query of folder:.* has a right image .*: give two images of a thing"):
+        open_retrieval(f"folder:{tmp_path / 'broken'}")
+    photo(tmp_path / "broken" / "a" / "2.png", 2)
     (tmp_path / "broken" / "b" / "1.png").write_bytes(b"no image")
     data = open_retrieval(f"folder:{tmp_path / 'broken'}")
     with pytest.raises(DataError, match=r"b/1\.png"):
-        evaluate_retrieval(
-            tiny_encoder(), data, "f", RetrievalConfig(size=28), processes=SingleProcess(), folder=tmp_path / "f"
-        )
+        evaluate_retrieval(tiny_encoder(), data, RetrievalConfig(size=28), workspace(tmp_path / "f"))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from cutout_folder import draw_cutouts
 from PIL import Image
-from stand_ins import Part, tiny_encoder, together
+from stand_ins import tiny_encoder, together, workspace
 from torch import nn
 
 from dinov2_zoo.config.segmentation import SegmentationConfig
@@ -15,7 +15,13 @@ from dinov2_zoo.evaluation.depth.official import load_official
 from dinov2_zoo.evaluation.segmentation.augment import SegmentationAugmentation, distorted, scaled_size
 from dinov2_zoo.evaluation.segmentation.head import LinearHead, linear_head
 from dinov2_zoo.evaluation.segmentation.metrics import Confusion
-from dinov2_zoo.evaluation.segmentation.protocol import evaluate_segmentation, pixel_logits, segment, token_maps
+from dinov2_zoo.evaluation.segmentation.protocol import (
+    Viewing,
+    evaluate_segmentation,
+    pixel_logits,
+    segment,
+    token_maps,
+)
 from dinov2_zoo.evaluation.segmentation.readers import CITYSCAPES, open_segmentation
 from dinov2_zoo.evaluation.segmentation.slide import positions, slide
 from dinov2_zoo.training.distributed import SingleProcess
@@ -25,17 +31,17 @@ def counted(*pairs, classes=3):
     confusion = Confusion(classes)
     for found, truth in pairs:
         confusion.add(torch.tensor([found]), torch.tensor([truth]))
-    return confusion.figures()
+    return confusion.metrics()
 
 
 def test_iou_is_pooled_over_images_by_hand():
     # Class 0: hits 1 + 0, unions 2 + 1: 1/3. Class 1: hits 1 + 3, unions 2 + 4: 4/6. Class 2 occurs nowhere.
-    figures = counted(([0, 1, 1], [0, 0, 1]), ([0, 1, 1, 1, 1], [1, 1, 1, 1, 255]))
-    assert figures["miou"] == pytest.approx((1 / 3 + 4 / 6) / 2)
-    assert figures["accuracy"] == pytest.approx(5 / 7)
-    assert figures["mean_accuracy"] == pytest.approx((1 / 2 + 4 / 5) / 2)
+    metrics = counted(([0, 1, 1], [0, 0, 1]), ([0, 1, 1, 1, 1], [1, 1, 1, 1, 255]))
+    assert metrics["miou"] == pytest.approx((1 / 3 + 4 / 6) / 2)
+    assert metrics["accuracy"] == pytest.approx(5 / 7)
+    assert metrics["mean_accuracy"] == pytest.approx((1 / 2 + 4 / 5) / 2)
     per_image = (((1 / 2 + 1 / 2) / 2) + ((0 + 3 / 4) / 2)) / 2
-    assert figures["miou"] != pytest.approx(per_image)
+    assert metrics["miou"] != pytest.approx(per_image)
 
 
 def test_a_class_only_predicted_counts_as_nothing_found():
@@ -126,6 +132,13 @@ def test_filling_up_to_patches_does_not_shift_the_scores():
     assert torch.allclose(scores, whole[:, :, 6:36, 5:50], atol=1e-5)
 
 
+def test_the_head_reads_patch_tokens_behind_the_final_norm():
+    encoder, images = tiny_encoder(), torch.randn(2, 3, 28, 42)
+    last = encoder(images).patches.transpose(1, 2).unflatten(2, (2, 3))  # the model's own output is normed
+    assert torch.allclose(token_maps(encoder, images, 1), last, atol=1e-5)
+    assert torch.allclose(token_maps(encoder, images, 3)[:, -32:], last, atol=1e-5)
+
+
 def test_mirror_images_make_the_result_mirror_too():
     encoder, head = tiny_encoder(), linear_head(4 * 32, 3, SingleProcess())
     nn.init.normal_(head.conv.weight)
@@ -136,8 +149,7 @@ def test_mirror_images_make_the_result_mirror_too():
     photo = Image.fromarray(torch.randint(0, 256, (40, 60, 3), dtype=torch.uint8).numpy())
 
     def found(image):
-        options = {"short_side": 42, "window": 28, "stride": 14, "ratios": (1.0, 1.5), "flip": True}
-        return segment(encoder, head, image, blocks=4, **options)
+        return segment(encoder, head, image, 4, Viewing(42, window=28, stride=14, ratios=(1.0, 1.5), flip=True))
 
     mirrored = found(photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)).flip(1)
     assert (found(photo) == mirrored).float().mean() > 0.99 and found(photo).unique().numel() > 1
@@ -295,24 +307,21 @@ QUICK = SegmentationConfig(
 
 
 def evaluate(root, out, head="linear", config=QUICK, processes=None, say=lambda line: None):
-    text = f"composites:{root}"
-    data = open_segmentation(text)
+    data = open_segmentation(f"composites:{root}")
     data.test._count = 4
-    return evaluate_segmentation(
-        tiny_encoder(), data, text, head, config, processes=processes or SingleProcess(), folder=out, say=say
-    )
+    return evaluate_segmentation(tiny_encoder(), data, config, workspace(out, processes, say), head=head)
 
 
 @pytest.mark.parametrize("head", ["linear", "ms"])
-def test_a_head_learns_and_figures_are_shares(tmp_path, head):
+def test_a_head_learns_and_metrics_are_shares(tmp_path, head):
     root, said = draw_cutouts(tmp_path / "cutouts"), []
     result = evaluate(root, tmp_path / "out", head, say=said.append)
     losses = [float(line.rpartition(" ")[2]) for line in said]
     assert sum(losses[-5:]) < sum(losses[:5])
-    assert result.headline == "miou" and all(0 <= value <= 1 for value in result.figures.values())
+    assert result.headline == "miou" and all(0 <= value <= 1 for value in result.metrics.values())
     assert result.protocol["stride"] == (35 if head == "ms" else 46)
     untrained = evaluate(root, tmp_path / "out", head, SegmentationConfig(**{**vars(QUICK), "lr": 1e-12}))
-    assert result.figures["accuracy"] > untrained.figures["accuracy"]
+    assert result.metrics["accuracy"] > untrained.metrics["accuracy"]
 
 
 def test_a_stopped_head_goes_on_and_two_processes_equal_one(tmp_path, monkeypatch):
@@ -330,15 +339,15 @@ def test_a_stopped_head_goes_on_and_two_processes_equal_one(tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         evaluate(root, tmp_path / "stopped")
     monkeypatch.setattr(torch.optim.AdamW, "step", original)
-    assert evaluate(root, tmp_path / "stopped").figures == whole.figures
+    assert evaluate(root, tmp_path / "stopped").metrics == whole.metrics
     for found in together(lambda p: evaluate(root, tmp_path / "whole", processes=p)):
-        assert found.figures == pytest.approx(whole.figures)
+        assert found.metrics == pytest.approx(whole.metrics)
 
 
 def test_a_model_of_three_blocks_has_no_ms(tmp_path):
     data = open_segmentation(f"folder:{folder(tmp_path)}")
     with pytest.raises(ConfigError, match=r"3 blocks, segmentation:ms reads 4"):
-        evaluate_segmentation(tiny_encoder(depth=3), data, "x", "ms", QUICK, processes=Part(0, 1))
+        evaluate_segmentation(tiny_encoder(depth=3), data, QUICK, workspace(tmp_path), head="ms")
 
 
 def test_a_rate_that_explodes_ends_with_the_remedy(tmp_path):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from cutout_folder import draw_cutouts
 from PIL import Image
-from stand_ins import tiny_encoder, together
+from stand_ins import tiny_encoder, together, workspace
 
 from dinov2_zoo.config.video import VideoConfig
 from dinov2_zoo.errors import DataError
@@ -14,7 +14,6 @@ from dinov2_zoo.evaluation.video import protocol as video
 from dinov2_zoo.evaluation.video.metrics import boundary, edges, j_and_f, region
 from dinov2_zoo.evaluation.video.protocol import evaluate_video, follow, propagate
 from dinov2_zoo.evaluation.video.readers import open_video
-from dinov2_zoo.training.distributed import SingleProcess
 
 
 def square(top, left, side=20, size=(100, 120)):
@@ -130,9 +129,9 @@ def test_davis_as_it_lies_on_disk(tmp_path):
     (tmp_path / "ImageSets/2017").mkdir(parents=True)
     (tmp_path / "ImageSets/2017/val.txt").write_text("walk\n")
     data = open_video(f"davis:{tmp_path}")
-    result = evaluate_video(tiny_encoder(), data, "davis", VideoConfig(short_side=84), processes=SingleProcess())
-    assert result.figures["objects"] == 1 and 0 <= result.figures["j_and_f"] <= 1
-    assert result.figures["j_and_f"] == pytest.approx((result.figures["j"] + result.figures["f"]) / 2)
+    result = evaluate_video(tiny_encoder(), data, VideoConfig(short_side=84), workspace(tmp_path))
+    assert result.metrics["objects"] == 1 and 0 <= result.metrics["j_and_f"] <= 1
+    assert result.metrics["j_and_f"] == pytest.approx((result.metrics["j"] + result.metrics["f"]) / 2)
 
 
 def test_composite_clips_move_and_are_always_the_same(tmp_path):
@@ -147,9 +146,9 @@ def test_processes_share_the_clips(tmp_path):
     data = open_video(f"composites:{draw_cutouts(tmp_path)}")
     few = type(data)(data.names[:3], data.reader, data.identity)
     config = VideoConfig(short_side=56)
-    alone = evaluate_video(tiny_encoder(), few, "c", config, processes=SingleProcess())
-    for found in together(lambda p: evaluate_video(tiny_encoder(), few, "c", config, processes=p)):
-        assert found.figures == pytest.approx(alone.figures)
+    alone = evaluate_video(tiny_encoder(), few, config, workspace(tmp_path))
+    for found in together(lambda p: evaluate_video(tiny_encoder(), few, config, workspace(tmp_path, p))):
+        assert found.metrics == pytest.approx(alone.metrics)
 
 
 def test_what_does_not_fit_is_named(tmp_path):

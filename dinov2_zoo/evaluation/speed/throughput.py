@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dinov2_zoo.evaluation.encoders.encoder import Encoder
 from dinov2_zoo.evaluation.record import DataFacts, Result
+from dinov2_zoo.evaluation.workspace import Workspace
 from dinov2_zoo.training.run_folder import processor_name
 
 
@@ -35,23 +36,29 @@ def images_per_second(
     return median, max(abs(rate / median - 1) for rate in rates)
 
 
-def evaluate_speed(
-    encoder: Encoder, device: torch.device, precision: str, *, size: int = 224, batch: int = 8, repeats: int = 5
-) -> Result:
-    """Images per second of class and patch tokens, as a record; the figures hold for the hardware that it names.
+SIZE, BATCH, REPEATS = 224, 8, 5
+"""Image side in pixels, images at a time, timed passes (chosen here)."""
+
+
+def evaluate_speed(encoder: Encoder, data: None, settings: None, workspace: Workspace) -> Result:
+    """Images per second of class and patch tokens; the metrics hold for the hardware that the record names.
 
     Args:
         encoder: The model.
-        device: Where it is.
-        precision: Of its forward passes, for the record.
-        size: Image side, pixels.
-        batch: Images at a time.
-        repeats: Timed passes.
+        data: None: random pixels do.
+        settings: None: there are none.
+        workspace: Device and precision of the passes.
     """
-    images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
-    rate, spread = images_per_second(encoder, images, repeats=repeats)
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
-    protocol = {"hardware": hardware, "threads": torch.get_num_threads(), "precision": precision, "size": size}
-    figures = {"images_per_second": rate, "largest_deviation": spread}
-    data = DataFacts("random pixels", {"batch": batch}, "")
-    return Result(figures, "images_per_second", {**protocol, "batch": batch, "repeats": repeats}, data)
+    device = workspace.device
+    images = torch.randn(BATCH, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).to(device)
+    rate, spread = images_per_second(encoder, images, repeats=REPEATS)
+    protocol = {
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
+        "threads": torch.get_num_threads(),
+        "precision": workspace.precision,
+        "size": SIZE,
+        "batch": BATCH,
+        "repeats": REPEATS,
+    }
+    metrics = {"images_per_second": rate, "largest_deviation": spread}
+    return Result(metrics, "images_per_second", protocol, DataFacts("random pixels", {"batch": BATCH}, ""))
