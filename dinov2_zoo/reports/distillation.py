@@ -26,6 +26,16 @@ CAPTION = (
     "the teacher's features, for all columns alike: equal colours are equal features."
 )
 
+SNIPPET = """from dinov2_zoo import Dinov2Model
+
+model = Dinov2Model.from_pretrained("{folder}")
+features = model.embed("PHOTOS")"""
+
+CURVES = (
+    "The loss is taken on augmented crops, by the student as it trains; what counts is the agreement of its average on "
+    "images kept out, in the table above. From a fitted start the loss may rise while the rate warms up, then fall."
+)
+
 # Row title and field of `Agreement`.
 AGREEMENT_ROWS = (
     ("class token: cosine", "class_cosine"),
@@ -51,7 +61,10 @@ def distillation_table(
     size = examine.config.size
     branches = distillation.ema, distillation.teacher
     batch = torch.zeros(16, 3, size, size)
-    speed = [images_per_second(BranchEncoder(b, examine.device, examine.autocast), batch)[0] for b in branches]
+    # In turn, and the better of two: whatever else the machine does then strikes both.
+    encoders = [BranchEncoder(branch, examine.device, examine.autocast) for branch in branches]
+    rounds = [[images_per_second(encoder, batch)[0] for encoder in encoders] for _ in range(2)]
+    speed = [max(found) for found in zip(*rounds, strict=True)]
     parameters = [f"{sum(p.numel() for p in b.backbone.parameters()) / 1e6:.1f}" for b in branches]
     measured = list(stages.values())
     rows: list[list[Cell]] = []
@@ -72,7 +85,7 @@ def distillation_table(
     if trained:
         rows.append(["training, images/s", *blanks, statistics.median(rate for _, rate in trained), None])
     note = f"{count} images kept out of training, at {size} px; student through a linear map into the teacher's space."
-    return Table("Student and teacher", ["", *stages, "teacher"], rows, note)
+    return Table("Student and teacher", ["", *stages, "teacher"], rows, note, [list(stages)[-1]])
 
 
 def feature_picture(
@@ -117,6 +130,8 @@ def distillation_report(
         summary=_summary(config),
         tables=[table],
         pictures=shown,
+        snippet=SNIPPET.format(folder=folder / "student"),
+        curves_note=CURVES,
         metrics_file=folder / "metrics.jsonl",
         config=config,
         provenance=record["provenance"],
