@@ -29,6 +29,8 @@ def sorted_words(argv: Sequence[str], parser: jsonargparse.ArgumentParser) -> tu
         if not word.startswith("-"):
             alone.append(word)
             continue
+        if re.fullmatch(r"-[a-z](=.*)?", word):  # -k 5 for --k 5
+            word = word.replace("-h", "--help", 1) if word[1] == "h" else f"-{word}"
         name, equals, _ = word.partition("=")
         action = actions.get(name)
         yes_or_no = getattr(action, "_typehint", None) is bool
@@ -38,7 +40,7 @@ def sorted_words(argv: Sequence[str], parser: jsonargparse.ArgumentParser) -> tu
             options.append(f"{name}={words.pop(0)}")
         else:
             options.append(f"{name}=true" if yes_or_no else name)
-    return ["--help" + option[2:] if option.partition("=")[0] == "-h" else option for option in options], alone
+    return options, alone
 
 
 def _is_value(word: str, yes_or_no: bool) -> bool:
