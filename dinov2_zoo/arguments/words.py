@@ -31,7 +31,9 @@ def sorted_words(argv: Sequence[str], parser: jsonargparse.ArgumentParser) -> tu
             continue
         if re.fullmatch(r"-[a-z](=.*)?", word):  # -k 5 for --k 5
             word = word.replace("-h", "--help", 1) if word[1] == "h" else f"-{word}"
-        name, equals, _ = word.partition("=")
+        name, equals, value = word.partition("=")
+        if name not in actions and (plain := "--" + name[2:].replace("-", "_")) in actions:  # --batch-size
+            name, word = plain, f"{plain}{equals}{value}"
         action = actions.get(name)
         yes_or_no = getattr(action, "_typehint", None) is bool
         if equals:
