@@ -29,7 +29,11 @@ def sorted_words(argv: Sequence[str], parser: jsonargparse.ArgumentParser) -> tu
         if not word.startswith("-"):
             alone.append(word)
             continue
-        name, equals, _ = word.partition("=")
+        if re.fullmatch(r"-[a-z](=.*)?", word):  # -k 5 for --k 5
+            word = word.replace("-h", "--help", 1) if word[1] == "h" else f"-{word}"
+        name, equals, value = word.partition("=")
+        if name not in actions and (plain := "--" + name[2:].replace("-", "_")) in actions:  # --batch-size
+            name, word = plain, f"{plain}{equals}{value}"
         action = actions.get(name)
         yes_or_no = getattr(action, "_typehint", None) is bool
         if equals:
@@ -38,7 +42,7 @@ def sorted_words(argv: Sequence[str], parser: jsonargparse.ArgumentParser) -> tu
             options.append(f"{name}={words.pop(0)}")
         else:
             options.append(f"{name}=true" if yes_or_no else name)
-    return ["--help" + option[2:] if option.partition("=")[0] == "-h" else option for option in options], alone
+    return options, alone
 
 
 def _is_value(word: str, yes_or_no: bool) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dinov2_zoo.data.decode import decode
 from dinov2_zoo.data.pictures import Picture, Pictures, split_picture
-from dinov2_zoo.data.sources import Files, Source, left_out_of, open_source
+from dinov2_zoo.data.sources import KINDS, Files, Source, left_out_of, open_source
 from dinov2_zoo.data.tables import image_bytes, open_table, stream_table
 from dinov2_zoo.data.urls import Urls
 from dinov2_zoo.errors import DataError
@@ -63,12 +63,14 @@ class Inputs:
         self.left_out: Counter[str] = Counter()
         self.total: int | None = None
         self._sources: Iterable[Source]
-        if isinstance(images, np.ndarray) and images.dtype.kind in "UO":  # an array of paths
+        if isinstance(images, str | os.PathLike):
+            images = open_by_name(os.fspath(images))
+        elif isinstance(images, np.ndarray) and images.dtype.kind in "UO":  # an array of paths
             images = images.tolist()
         if (stream := _streamed(images)) is not None:
             self._sources = stream
         elif isinstance(images, list | tuple):
-            # All at once, so that a path of a folder that is not there is said before the first hour.
+            # All at once, so that what is no picture is said before the first hour.
             self._sources = list(self._each(images))
             self.total = sum(map(len, self._sources))
         elif (source := _one(images, 0)) is not None:
@@ -105,7 +107,7 @@ def _one(image: Any, seen: int) -> Source | None:
         seen: Photos before it.
     """
     if isinstance(image, str | os.PathLike):
-        return open_by_name(os.fspath(image))
+        return _by_name(os.fspath(image))
     if isinstance(image, Image.Image | bytes | np.ndarray | Tensor):
         return Pictures(list(split_picture(image)), seen)
     if isinstance(image, Source):
@@ -122,13 +124,22 @@ def open_by_name(name: str) -> Source:
     """Photos by a path, an address, or the text of a source of many.
 
     Raises:
-        DataError: A source of many is not there, or holds no images; a single photo is only looked at when it is read.
+        DataError: There is nothing, or no image.
     """
+    source = _by_name(name)
+    if isinstance(source, Files) and len(source) == 1 and not os.path.exists(source.name(0)):
+        raise DataError(f"There is no file or folder {name}: name a photo, an address, {KINDS}.")
+    return source
+
+
+def _by_name(name: str) -> Source:
+    """As above; that a photo is not there is found out when it is read, as for a damaged one."""
     if name.startswith(("http://", "https://")):
         return Urls([name])
     path = os.path.expanduser(name)
     many = name.endswith((".tar", ".parquet", ".txt")) or name.startswith(("hf:", "package:"))
-    if many or not name or os.path.isdir(path) or (glob.has_magic(name) and not os.path.exists(path)):
+    pattern = (glob.has_magic(name) or "{" in name) and not os.path.exists(path)
+    if many or pattern or not name or os.path.isdir(path):
         return open_source(name)
     return Files(Path(), [path])
 

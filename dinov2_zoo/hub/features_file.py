@@ -32,7 +32,7 @@ class Origin:
     model: str
     """As it was named; a folder or file by its absolute path."""
     fingerprint: str
-    """Tells its weights from others, `weights.heads.fingerprint`."""
+    """Tells its weights from others, `weights.fingerprint.weights_fingerprint`."""
     size: int
     """Side to which photos were prepared, pixels."""
     version: str

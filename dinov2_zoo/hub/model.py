@@ -176,7 +176,7 @@ class Dinov2Model(VisionTransformer):
                 or a dataset of `datasets`, streamed or not, or a `data.sources.Source`.
             size: Side to which they are prepared, pixels; a multiple of the patch. Default: the model's own,
                 `config.img_size`: what a student was trained at, 518 for Meta's released models, as in timm. On a CPU
-                that is slow: `size=224` takes about a sixth of the time, and gives other features, so use one size
+                that is slow: `size=224` takes a tenth of the time for ViT-S, and gives other features, so use one size
                 throughout.
             batch_size: Photos at a time.
             workers: Threads that read and decode.

@@ -11,7 +11,7 @@ from dinov2_zoo.errors import CheckpointError, ConfigError
 from dinov2_zoo.hub.embed import Embeddings
 from dinov2_zoo.hub.features_file import Origin, read_features, write_features
 from dinov2_zoo.hub.model import Dinov2Model
-from dinov2_zoo.weights.heads import fingerprint
+from dinov2_zoo.weights.fingerprint import weights_fingerprint
 
 
 def embed_to_file(
@@ -43,7 +43,7 @@ def embed_to_file(
     local = os.path.abspath(os.path.expanduser(model))
     origin = Origin(
         model=local if os.path.exists(local) else model,
-        fingerprint=fingerprint(net.state_dict()),
+        fingerprint=weights_fingerprint(net.state_dict()),
         size=size or net.config.img_size,
         version=__version__,
     )
@@ -79,7 +79,7 @@ def nearest(
             f"{path} was made with {origin.model}, which is not there any more: say where it is with --model."
         )
     net = Dinov2Model.from_pretrained(model or origin.model, device=device)
-    if fingerprint(net.state_dict()) != origin.fingerprint:
+    if weights_fingerprint(net.state_dict()) != origin.fingerprint:
         raise CheckpointError(
             f"{model or origin.model} has other weights than the model that made {path} ({origin.model}): name that "
             "one with --model, or embed the photos again."
