@@ -4,7 +4,7 @@ Paper     Oquab et al. 2023, section 7; every setting's source stands in its hel
 Run       accelerate launch recipes/evaluate.py --model facebook/dinov2-base --tasks knn,linear,depth:lin4
           --data.train imagenet:/data/imagenet@train --data.test imagenet:/data/imagenet@val --data.depth nyu:/data/nyu
 Try it    make evaluate-demo: the demo's teacher, student and an untrained twin, minutes on 2 CPU cores.
-Result    A table, and for each model and task one JSON record: figures, settings, data, versions, hardware. With one
+Result    A table, and for each model and task one JSON record: metrics, settings, data, versions, hardware. With one
           process, `dinov2-zoo evaluate` is the same.
 """
 
