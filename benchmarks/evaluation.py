@@ -1,18 +1,24 @@
 """Parts of the evaluation beside the plain way to do them, in turns in one go: ratios of time and memory.
 
 knn         Exact neighbours of many queries in a large bank, against faiss-cpu's flat index (pip install faiss-cpu).
-grid        52 linear probes as wide matrices, against 52 torch.nn.Linear with 52 torch.optim.SGD.
+grid        52 linear probes as wide matrices under one SGD, against 52 torch.nn.Linear with 52 torch.optim.SGD.
 depth       The lin.4 head at token resolution, against enlarging first as the protocol says; a training step.
-extraction  Stored features of photos, decoded ahead in threads, against a plain loop.
+extraction  Stored features of photos, decoded ahead by worker processes, against a plain loop.
+reading     Batches of random crops, made ahead by worker processes while the model works, against one after the other.
 
-Run  python benchmarks/evaluation.py [knn grid depth extraction] [--threads 1] [--rounds 5]
+Run  python benchmarks/evaluation.py [knn grid depth extraction reading] [--threads 1] [--rounds 5]
      python benchmarks/evaluation.py knn --bank 1281167 --queries 50000 --rounds 1      (the size of ImageNet)
 """
 
 import argparse
+import os
+import resource
 import statistics
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is loaded
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +31,13 @@ from dinov2_zoo.data.decode import decode
 from dinov2_zoo.data.preprocess import eval_image
 from dinov2_zoo.data.sources import open_source
 from dinov2_zoo.evaluation.classification.knn import knn_accuracy
+from dinov2_zoo.evaluation.classification.linear import RandomCrop
 from dinov2_zoo.evaluation.classification.probe_grid import ProbeGrid
 from dinov2_zoo.evaluation.depth.bins_head import BinsHead
 from dinov2_zoo.evaluation.encoders.encoder import BackboneEncoder, Layer
 from dinov2_zoo.evaluation.encoders.feature_store import Kind, stored_features
+from dinov2_zoo.evaluation.encoders.reading import ReadImages, TrainingOrder, read_ahead
+from dinov2_zoo.evaluation.workspace import Workspace
 from dinov2_zoo.training.distributed import SingleProcess
 
 
@@ -76,7 +85,7 @@ def grid(options: argparse.Namespace) -> None:
 
     def ours() -> None:
         for _ in range(options.steps):
-            wide.step(inputs, labels, 1.0)
+            wide.step(inputs, labels, 1.0, SingleProcess())
 
     def theirs() -> None:
         for _ in range(options.steps):
@@ -120,19 +129,47 @@ def extraction(options: argparse.Namespace) -> None:
         runs = iter(range(10**6))
 
         def ours() -> object:
-            return stored_features(encoder, source, Path(scratch) / str(next(runs)), kind, processes=SingleProcess())
+            return stored_features(encoder, source, kind, Workspace(SingleProcess(), Path(scratch) / str(next(runs))))
 
         def theirs() -> object:
             images = (eval_image(decode(source.read(index)), options.side) for index in range(len(source)))
             return torch.cat([encoder(image[None]).class_token for image in images])
 
         pairs = paired_seconds(ours, theirs, options.rounds)
+        work = f"CPU seconds {cpu_seconds(ours):.2f}, plain loop {cpu_seconds(theirs):.2f}"
     rates = Spread.of([len(source) / ours for ours, _ in pairs])
     what = f"extraction, {options.model} at {options.side} pixels, {len(source)} photos"
-    print(f"{what}: {rates} images/s, plain loop / ours {ratio(pairs)}")
+    print(f"{what}: {rates} images/s, plain loop / ours {ratio(pairs)}; {work}")
 
 
-PARTS = {"knn": knn, "grid": grid, "depth": depth, "extraction": extraction}
+def reading(options: argparse.Namespace) -> None:
+    encoder, source = BackboneEncoder(Dinov2Model(model_config(options.model))), open_source("package:photos/train")
+    read = ReadImages(source, RandomCrop(options.side))
+    order = TrainingOrder(len(source), 32, SingleProcess(), steps=options.steps)
+
+    def run(workers: int) -> None:
+        for batch in read_ahead(read, order, workers):
+            encoder(batch.images)
+
+    pairs = paired_seconds(lambda: run(4), lambda: run(0), options.rounds)
+    work = f"CPU seconds {cpu_seconds(lambda: run(4)):.2f}, without workers {cpu_seconds(lambda: run(0)):.2f}"
+    report(f"{options.steps} batches of 32 crops, {options.model} at {options.side} pixels", pairs, "no workers")
+    print(f"  {work}")
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """CPU seconds of this process and of those that it starts meanwhile and that end: no other load changes them."""
+
+    def used() -> float:
+        parts = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        return sum(part.ru_utime + part.ru_stime for part in parts)
+
+    before = used()
+    work()
+    return used() - before
+
+
+PARTS = {"knn": knn, "grid": grid, "depth": depth, "extraction": extraction, "reading": reading}
 
 
 def main() -> None:

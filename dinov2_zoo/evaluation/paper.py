@@ -42,7 +42,7 @@ _ROWS: dict[tuple[str, str], tuple[float, float, float, float]] = {
 
 
 def published(task: str, source: str) -> dict[str, float]:
-    """The paper's figures for a task on the data set that a source names, by model; none where it has none.
+    """The paper's metrics for a task on the data set that a source names, by model; none where it has none.
 
     Args:
         task: "knn", "depth:lin4", "linear/imagenet-a".

@@ -48,7 +48,7 @@ class RobustSet:
     allowed: Sequence[int] | None = None
     """Classes among which the prediction is sought; None: all."""
     corruptions: Sequence[str] | None = None
-    """Kind of corruption of each image; the figure is then the mean corruption error."""
+    """Kind of corruption of each image; the metric is then the mean corruption error."""
 
 
 def robust_accuracy(logits: Float[Tensor, "n C"], indices: Sequence[int], images: RobustSet) -> float:

@@ -1,4 +1,4 @@
-"""Depth on frozen features, from training a head to the table's figure (paper 7.4, released configs)."""
+"""Depth on frozen features, from training a head to the table's metric (paper 7.4, released configs)."""
 
 import math
 from collections.abc import Sequence
