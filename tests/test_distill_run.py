@@ -16,9 +16,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from skimage import data as photos
 
+import dinov2_zoo
 from dinov2_zoo import Dinov2Model
 from dinov2_zoo.arguments import parse
 from dinov2_zoo.config import DistillConfig, ModelConfig
+from dinov2_zoo.errors import ConfigError
 from dinov2_zoo.training import session
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -191,3 +193,16 @@ def test_five_percent_of_images_of_eight_troublesome_kinds(launch, place, tmp_pa
     assert {Path(line["name"]).name for line in skipped} == damaged and all(line["reason"] for line in skipped)
     with pytest.raises(DataError, match=r"loader\.max_bad_share"):
         launch([*options(place, tmp_path, "strict", *more), "--loader.max_bad_share=0.01"])
+
+
+def test_a_function_distils_and_gives_the_student(place, tmp_path):
+    settings = {"crops": {"global_size": 56, "local_count": 0}, "loader": {"batch_size": 4, "workers": 0}}
+    settings |= {"evaluation": {"size": 56, "heldout_count": 4, "fit_images": 8}, "start": "random"}
+    settings |= {"optim": {"steps": 1, "warmup_steps": 0}, "runtime.threads": 1, "log.progress": False}
+    places = {"teacher": place / "teacher", "runs": tmp_path, "name": "called"}
+    student = dinov2_zoo.distill(place / "images", student="vitti14", **places, **settings)
+    assert isinstance(student, Dinov2Model) and student.embed_dim == 192 and not student.training
+    recorded = json.loads((tmp_path / "called/config.json").read_text())["config"]
+    assert (recorded["data"], recorded["optim"]["steps"]) == (str(place / "images"), 1)
+    with pytest.raises(ConfigError, match=r"optim\.base_lr"):
+        dinov2_zoo.distill(place / "images", lr=1)
