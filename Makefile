@@ -5,7 +5,7 @@
 #   make demo-chain   pretrain a teacher, distil it with its own heads, adapt the student to a higher resolution
 # and, on Debian or Ubuntu, whose package of labelled pictures it fetches (160 MB):
 #   make evaluate-demo   every evaluation of the demo's teacher, its student and an untrained twin
-# The first call makes .venv (a few minutes, about 5 GB with torch); later calls start at once.
+# The first call makes .venv (a few minutes, about 6 GB with torch); later calls start at once.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -13,7 +13,7 @@ BIN    := $(VENV)/bin
 STAMPS := .cache/stamps
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demo-chain evaluate-demo test test-all check format clean
+.PHONY: demo demo-chain evaluate-demo docs test test-all check format clean
 
 # A run folder is never overwritten: the demo clears its own.
 demo: $(VENV)/.demo-ready
@@ -45,6 +45,10 @@ $(STAMPS)/.ready:
 	rm -rf .cache/deb
 	touch $@
 
+# Into site/; open site/index.html.
+docs: $(VENV)/.dev-ready
+	$(BIN)/zensical build --strict
+
 test: $(VENV)/.dev-ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
@@ -62,7 +66,7 @@ format: $(VENV)/.dev-ready
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .cache runs *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .cache runs site *.egg-info .pytest_cache .ruff_cache
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -64,9 +64,7 @@ def main() -> None:
                             written.append(1000 * (time.perf_counter() - before))
         saved = checkpoints(run / "checkpoints")[-1]
         size = sum(file.stat().st_size for file in saved.iterdir()) / 2**20
-    print(
-        f"training waits, background  {Spread.of(waits[True])} ms (on the disk and sealed after {Spread.of(written)})"
-    )
+    print(f"training waits, background  {Spread.of(waits[True])} ms (whole on the disk after {Spread.of(written)})")
     print(f"training waits, foreground  {Spread.of(waits[False])} ms")
     print(f"foreground / background     {Spread.of([f / b for b, f in zip(waits[True], waits[False], strict=True)])}")
     print(f"size on the disk            {size:.0f} MiB")

@@ -35,7 +35,7 @@ EVERY = 3
 SETTINGS = [
     "--crops.global_size=28", "--crops.local_count=0", "--loader.batch_size=4", "--loader.workers=0",
     "--evaluation.size=28", "--evaluation.heldout_count=0", "--evaluation.fit_images=4", "--evaluation.labelled=null",
-    "--start=random", "--student=vitti14_reg4", "--optim.warmup_steps=2", "--runtime.threads=1", "--log.every=1",
+    "--init=random", "--student=vitti14_reg4", "--optim.warmup_steps=2", "--runtime.threads=1", "--log.every=1",
     "--runtime.precision=fp32", "--runtime.cpu=true", "--log.progress=false", f"--checkpoint.every={EVERY}",
     "--name=x",
 ]  # fmt: skip

@@ -7,7 +7,6 @@ Gradients stand as shards and, "(whole)", as what waits to be reduced; "a block"
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
@@ -15,14 +14,11 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from dinov2_zoo.cli import parse, run
+from dinov2_zoo.arguments import parse, run
 from dinov2_zoo.config import PretrainConfig
+from dinov2_zoo.hub.build import build_self_distillation
+from dinov2_zoo.recipes import PRESETS
 from dinov2_zoo.training.memory_plan import MemoryPlan, memory_plan
-
-RECIPES = Path(__file__).parent.parent / "recipes"
-sys.path.insert(0, str(RECIPES))
-
-from pretrain import build  # noqa: E402
 
 GIB = 2**30
 # GiB that torch sees of a card: H100 and H200 as they report it, A100 of 40 GB in proportion.
@@ -66,13 +62,13 @@ def table(plans: dict[int, MemoryPlan], title: str) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=RECIPES / "configs/vitg14.yaml")
+    parser.add_argument("--config", type=Path, default=PRESETS / "vitg14.yaml")
     parser.add_argument("--gpus", type=int, nargs="+", default=[8, 16, 32, 64, 128])
     parser.add_argument("--reshard", action="store_true", help="as with recipes/configs/accelerate/fsdp.yaml")
     options = parser.parse_args()
     config, _ = parse(PretrainConfig, ["--config", str(options.config), "--data", "x"])
     with torch.device("meta"):
-        module = build(config)
+        module = build_self_distillation(config)
     plans = {gpus: memory_plan(module, config, gpus, reshard=options.reshard) for gpus in options.gpus}
     title = f"{config.name}: {config.loader.batch_size} images a step" + (
         ", blocks resharded" if options.reshard else ""

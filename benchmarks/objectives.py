@@ -4,7 +4,7 @@
     prototypes, fitted heads  the paper's losses, with heads from recipes/fit_heads.py
     prototypes, random heads  the same with untrained heads: what the fitting is worth
 
-Run  python benchmarks/objectives.py [--seeds 0] [--steps 60] [--start fitted] [--runs FOLDER]
+Run  python benchmarks/objectives.py [--seeds 0] [--steps 60] [--init fitted] [--runs FOLDER]
 Agreement with the teacher on photos kept out of training, through a linear map fitted afterwards for all alike; k-NN on
 digits. About 4 minutes a run on 2 CPU cores.
 """
@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--start", default="fitted", choices=["random", "selected", "fitted"])
+    parser.add_argument("--init", default="fitted", choices=["random", "selected", "fitted"])
     parser.add_argument("--lr", nargs="+", default=["2.5e-4"], help="base rates to try for each way")
     parser.add_argument("--runs", type=Path, default=Path("runs/objectives"))
     options = parser.parse_args()
@@ -55,7 +55,7 @@ def main() -> None:
             found = []
             for seed in options.seeds:
                 name = f"{way.replace(', ', '-').replace(' ', '-')}-{rate}-{seed}"
-                fixed = {"name": name, "runs": options.runs, "start": options.start, "optim.base_lr": rate}
+                fixed = {"name": name, "runs": options.runs, "init": options.init, "optim.base_lr": rate}
                 recipe("distill.py", {**fixed, "optim.steps": options.steps, "runtime.seed": seed, **settings})
                 found.append(json.loads((options.runs / name / "measured.json").read_text())["trained"])
             print(f"{way + ', ' + rate:32}" + "".join(f"{Spread.of([f[n] for f in found])!s:>24}" for n in FIGURES))

@@ -21,11 +21,11 @@ from paired import Spread
 
 from dinov2_zoo import Dinov2Model
 from dinov2_zoo.config import CropConfig, LoaderConfig
-from dinov2_zoo.data.heldout import open_split
+from dinov2_zoo.data.heldout import split_heldout
 from dinov2_zoo.data.loader import train_loader
+from dinov2_zoo.data.sources import open_source
 from dinov2_zoo.evaluation.distilled.agreement import agreement
 from dinov2_zoo.evaluation.distilled.heldout import load_images
-from dinov2_zoo.evaluation.encoders.encoder import Tokens
 from dinov2_zoo.initialisation.ridge import fit_maps
 from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.zoo import model_config
@@ -42,16 +42,13 @@ def recipe(name: str, *arguments: object) -> None:
 @torch.no_grad()
 def agreement_with(teacher: Dinov2Model, student: Dinov2Model, data: str) -> dict[str, float]:
     """On images kept out of the distillation; the linear map is fitted on the others."""
-    images, heldout = open_split(data, None, HELDOUT, 0)
-    assert heldout is not None
+    images, heldout = split_heldout(open_source(data), HELDOUT, 0)
     crops, loader = CropConfig(global_size=SIZE, local_count=0), LoaderConfig(batch_size=30, workers=0)
     batches = train_loader(images, crops, loader, seed=1, steps=FIT // 30)
     maps = fit_maps(Branch(student), Branch(teacher), batches, device=torch.device("cpu"))
     pixels = load_images(heldout, SIZE)
-    theirs, mine = teacher.forward_features(pixels), student.forward_features(pixels)
-    names = ("x_norm_clstoken", "x_norm_patchtokens")
-    mapped = Tokens(*(m(mine[name].double()).float() for m, name in zip(maps, names, strict=True)))
-    found = agreement(Tokens(*(mine[n] for n in names)), mapped, Tokens(*(theirs[n] for n in names)))
+    theirs, mine = teacher.tokens([pixels])[0], student.tokens([pixels])[0]
+    found = agreement(mine, maps(mine), theirs)
     return {name: value for name, value in found.to_dict().items() if value is not None}
 
 

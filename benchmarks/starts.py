@@ -31,7 +31,7 @@ def main() -> None:
         found = []
         for seed in options.seeds:
             name = f"{start}-{rate}-{seed}"
-            settings = {"name": name, "runs": options.runs, "start": start, "optim.base_lr": rate}
+            settings = {"name": name, "runs": options.runs, "init": start, "optim.base_lr": rate}
             settings |= {"optim.steps": options.steps, "runtime.seed": seed, "log.progress": "false"}
             command = [sys.executable, str(RECIPE), *(f"--{key}={value}" for key, value in settings.items())]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 
 def folder_of(parts: tuple[str, ...]) -> str:
-    """First folder below the package, or "(top)" for its loose files."""
-    return parts[0] if len(parts) > 1 else "(top)"
+    """First folder below the package, or the name of a file that lies in none."""
+    return parts[0].removesuffix(".py")
 
 
 def main():
@@ -31,7 +31,7 @@ def main():
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{package.name}."):
                 imports += 1
                 target = tuple(node.module.split(".")[1:])
-                there = target[0] if (package / target[0]).is_dir() else "(top)"
+                there = target[0]
                 if there != here:
                     arrows[here, there] += 1
             if isinstance(node, ast.FunctionDef):

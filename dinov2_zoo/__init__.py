@@ -5,10 +5,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dinov2_zoo.commands import distill
     from dinov2_zoo.hub.model import Dinov2Model
     from dinov2_zoo.models.zoo import list_models, model_config
 
-__all__ = ["Dinov2Model", "__version__", "list_models", "model_config"]
+__all__ = ["Dinov2Model", "__version__", "distill", "list_models", "model_config"]
 
 try:
     __version__ = version("dinov2-zoo")
@@ -17,6 +18,7 @@ except PackageNotFoundError:  # a checkout that was not installed
 
 _HOMES = {
     "Dinov2Model": "dinov2_zoo.hub.model",
+    "distill": "dinov2_zoo.commands",
     "list_models": "dinov2_zoo.models.zoo",
     "model_config": "dinov2_zoo.models.zoo",
 }

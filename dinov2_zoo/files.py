@@ -1,8 +1,9 @@
-"""Files that are there whole or not at all, whenever a process is killed; and their checksums."""
+"""Files that are there whole or not at all, whenever a process is killed; their checksums, and names to tell others."""
 
 import contextlib
 import hashlib
 import os
+import re
 from collections.abc import Generator
 from pathlib import Path
 
@@ -36,3 +37,21 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
+
+
+def without_folders(source: str, *, hub_ids: bool = True) -> str:
+    """A source of images or weights as strangers may read it: the last part of a local path, anything else whole.
+
+    Args:
+        source: A path; "package:photos/train", "hf:owner/name@split"; "nyu:PATH" and the like; or a Hub id.
+        hub_ids: Whether owner/name may be a Hub id; it is not one where such a path exists.
+    """
+    scheme, rest = re.fullmatch(r"((?:[a-z][a-z0-9_]+:)?)(.*)", source, re.DOTALL).groups()  # pyright: ignore
+    local = os.path.isabs(rest) or rest.startswith(("~", ".", "\\")) or re.match(r"[A-Za-z]:[\\/]", rest)
+    if not local and scheme in ("package:", "hf:", "timm:"):
+        return source
+    if not local and not scheme and hub_ids and re.fullmatch(r"[\w.-]+/[\w.-]+", rest) and not os.path.exists(rest):
+        return source
+    last = re.split(r"[\\/]+", rest.rstrip("\\/"))[-1]
+    # A home folder's last part is a person's name.
+    return scheme + ("home" if last == "~" or os.path.expanduser(rest).rstrip("/") == os.path.expanduser("~") else last)

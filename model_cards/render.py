@@ -1,6 +1,6 @@
 """Render every model_cards/*.json to the card beside it.
 
-Run  python model_cards/render.py                    after a record or the template has changed
+Run  python model_cards/render.py                    after the registry, a record or the template has changed
      python model_cards/render.py --run runs/demo    to take a finished distillation in as <name>_<run>.json
 """
 
@@ -8,25 +8,24 @@ import argparse
 import json
 from pathlib import Path
 
-from dinov2_zoo.hub.card import empty_record, record_of_run, render
+from dinov2_zoo.hub.card import record_of_run, record_of_source, render
+from dinov2_zoo.hub.registry import REGISTRY
 
 HERE = Path(__file__).parent
-SIZES = ("vitti14_reg4", "vits14_reg4", "vitb14_reg4", "vitl14_reg4", "vitg14_reg4")
 
 
 def main() -> None:
     """Read the command line, render."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path)
-    run = parser.parse_args().run
-    records = {name: empty_record(name) for name in SIZES}
-    if run:
-        record = record_of_run(run)
-        records[f"{record['name']}_{run.name}"] = record
+    parser.add_argument("--licence", help="of the run's student, the Hub's identifier")
+    options = parser.parse_args()
+    records = {name: record_of_source(name) for name in REGISTRY}
+    if options.run:
+        record = record_of_run(options.run, licence=options.licence)
+        records[f"{record['name']}_{options.run.name}"] = record
     for name, record in records.items():
-        file = HERE / f"{name}.json"
-        if name not in SIZES or not file.exists():
-            file.write_text(json.dumps(record, indent=1) + "\n")
+        (HERE / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     for file in sorted(HERE.glob("*.json")):
         file.with_suffix(".md").write_text(render(json.loads(file.read_text())))
 

@@ -3,20 +3,18 @@
 Paper     Oquab et al. 2023, sections 4 and B.2: the last 10,000 steps at 518 pixels, all schedules compressed to them,
           a lower learning rate, positions resampled from 16 x 16 to 37 x 37. The paper says neither how much lower nor
           how large the local crops are: chosen here, a tenth, and as before (DINOv3's own stage: 512 and 112 pixels).
-Try it    accelerate launch recipes/adapt_resolution.py --run runs/demo --size 224 --steps 20
+Try it    dinov2-zoo adapt-resolution runs/demo --size 224 --steps 20
 Result    runs/<name of the run>_<size>, as the recipe that made the run leaves it.
 """
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import distill
-import pretrain
-
-from dinov2_zoo.cli import parse, run
+from dinov2_zoo.arguments import parse, run
 from dinov2_zoo.config import DistillConfig, OptimConfig, PretrainConfig, from_dict
 from dinov2_zoo.errors import ConfigError
 
@@ -81,10 +79,13 @@ class AdaptConfig:
         )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line, run."""
-    config, options = parse(AdaptConfig, description=__doc__)
+    config, options = parse(AdaptConfig, argv, script=Path(__file__), position="run")
     new = config.adapted()
+
+    from dinov2_zoo.recipes import distill, pretrain
+
     if isinstance(new, DistillConfig):
         distill.launch(new, resume=options.resume)
     else:

@@ -1,124 +1,105 @@
 """Distil a frozen teacher into a small student.
 
 Paper     Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Supervision", section 5.
-Try it    accelerate launch recipes/distill.py
-          A ViT-S/14 into a ViT-Ti/14 on the photos that three Python packages ship: minutes on 2 CPU cores.
-Your own  accelerate launch recipes/distill.py --teacher facebook/dinov2-base --data /your/folder --student vits14_reg4
-Presets   --config FILE, from recipes/configs/: demo.yaml (read without --data), one_gpu.yaml (read with --data) or
+Try it    dinov2-zoo distill: a ViT-S/14 into a ViT-Ti/14 on the photos of three Python packages, minutes on 2 CPU cores
+Your own  dinov2-zoo distill PHOTOS --student vits14_reg4
+Presets   --config FILE, from recipes/configs/: demo.yaml (read without images), own_images.yaml (read with images) or
           paper_vits14.yaml; further options override it.
 Result    runs/<name>/student loads with Dinov2Model, timm and transformers; runs/<name>/report.html shows it.
 """
 
+from dinov2_zoo.arguments import answer_early, run
+from dinov2_zoo.recipes import distill_arguments
+
+if __name__ == "__main__":
+    answer_early(distill_arguments)  # before torch is imported
+
 import functools
 import math
-from collections.abc import Iterable
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
-import torch
 from rich.console import Console
 
-from dinov2_zoo.cli import parse, run
 from dinov2_zoo.config import DistillConfig, to_dict
+from dinov2_zoo.config.distill import INITS
+from dinov2_zoo.config.settle import settle_data
 from dinov2_zoo.data.batch import Batch
-from dinov2_zoo.data.heldout import open_split
+from dinov2_zoo.data.heldout import open_images, split_heldout
 from dinov2_zoo.data.loader import train_loader
-from dinov2_zoo.data.sources import open_source
-from dinov2_zoo.evaluation.distilled.heldout import Examiner, Measured, load_images
+from dinov2_zoo.data.sources import describe, open_source
+from dinov2_zoo.evaluation.distilled.heldout import Examiner, StudentMetrics, load_images
 from dinov2_zoo.evaluation.table import terminal_table
-from dinov2_zoo.hub.model import Dinov2Model
+from dinov2_zoo.hub.build import build_distillation
 from dinov2_zoo.hub.student import save_student
-from dinov2_zoo.hub.teacher import heads_beside, load_teacher, load_teacher_with_heads
-from dinov2_zoo.initialisation.fitted import LayerwiseStart
 from dinov2_zoo.initialisation.projector import fit_projector
-from dinov2_zoo.initialisation.selected import check_fits, select_weights
-from dinov2_zoo.models.branch import Branch
-from dinov2_zoo.models.heads import FeatureProjector, PrototypeHead
-from dinov2_zoo.models.students import TimmStudent, build_student
-from dinov2_zoo.objectives.distillation import Distillation
+from dinov2_zoo.initialisation.student import first_weights
+from dinov2_zoo.models.students import TimmStudent
+from dinov2_zoo.progress import progress, track
 from dinov2_zoo.reports.distillation import distillation_report, distillation_table
-from dinov2_zoo.training.run_folder import check_run_folder, claim_run_folder
+from dinov2_zoo.training.plan import announce, check_run, hardware, settle
+from dinov2_zoo.training.run_folder import claim_run_folder
 from dinov2_zoo.training.runtime import Runtime
 from dinov2_zoo.training.session import train_run
-from dinov2_zoo.weights.heads import load_heads
 
 
-def build(config: DistillConfig) -> Distillation:
-    """Teacher, student with random weights, and the objective between them."""
-    size = config.crops.global_size
-    student = (
-        Dinov2Model.from_pretrained(config.init, img_size=size) if config.init else build_student(config.student, size)
-    )
-    dim = student.embed_dim
-    if config.objective.kind == "prototypes":
-        teacher = load_teacher_with_heads(config.teacher, config.heads, dino=config.dino_head, ibot=config.ibot_head)
-        assert teacher.dino is not None and teacher.ibot is not None
-        dino = PrototypeHead(dim, replace(config.dino_head, prototypes=teacher.dino.count))
-        ibot = PrototypeHead(dim, replace(config.ibot_head, prototypes=teacher.ibot.count))
-        if file := heads_beside(config.init) if config.init else None:
-            dino, ibot = load_heads(file, dim, student.state_dict())
-        branch = Branch(student, dino=dino, ibot=ibot)
-    else:
-        teacher = load_teacher(config.teacher)
-        if isinstance(student, TimmStudent) and config.crops.local_count:
-            student.try_size(config.crops.local_size, "set --crops.local_count 0")
-        branch = Branch(student, projector=FeatureProjector(student.class_dim, dim, teacher.backbone.embed_dim))
-    if config.start != "random" and not config.init and not isinstance(student, TimmStudent):
-        check_fits(teacher.backbone, student)
-    config.check_patch(teacher.backbone.patch_size)
-    return Distillation(branch, teacher, config.objective)
-
-
-def distil(config: DistillConfig, runtime: Runtime, folder: Path, *, resume: str | None) -> None:
-    """The run: measure, start, measure, train, measure, release."""
+def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> None:
+    """The run: settle, measure, start, measure, train, measure, release."""
     say = Console(soft_wrap=True).print if runtime.is_main else (lambda *_, **__: None)
+    # ---- images and settings
+    source, heldout = open_images(config.data, config.evaluation.heldout)
+    asked, images = config, source
+    config = settle_data(config, len(source), apart=heldout is not None, hardware=hardware(runtime))
     evaluation = config.evaluation
-    images, heldout = open_split(config.data, evaluation.heldout, evaluation.heldout_count, config.runtime.seed)
+    if heldout is None and evaluation.heldout_count:
+        images, heldout = split_heldout(source, evaluation.heldout_count, config.runtime.seed)
     labelled = open_source(evaluation.labelled) if evaluation.labelled else None
     with runtime.main_first():
-        module = build(config).to(runtime.device)
-    batches = functools.partial(
-        train_loader, images, config.crops, config.loader,
-        accumulate=config.optim.accumulate, rank=runtime.rank, world_size=runtime.world_size,
-    )  # fmt: skip
+        module = runtime.place(build_distillation(config))
+    read = functools.partial(train_loader, images, config.crops, rank=runtime.rank, world_size=runtime.world_size)
+    if not (config.folder / "config.json").exists():
+        one = functools.partial(read, seed=config.runtime.seed, steps=1)
+        config, seconds = settle(asked, config, runtime, module, one, images=len(images))
+        kept = len(heldout) if heldout else 0
+        say(announce(config, describe(source), train=len(images), heldout=kept, seconds=seconds))
+    evaluation, folder = config.evaluation, config.folder
+    batches = functools.partial(read, config.loader, accumulate=config.optim.accumulate)
 
-    def some_batches(count: int) -> Iterable[Batch]:
-        return batches(seed=config.runtime.seed + 1, steps=math.ceil(count / config.loader.batch_size))
+    def some_batches(count: int, what: str) -> Iterable[Batch]:
+        steps = math.ceil(count / config.loader.batch_size)
+        return track(batches(seed=config.runtime.seed + 1, steps=steps), steps, what, runtime.console)
 
     examine = Examiner(
-        load_images(heldout, evaluation.size) if heldout else None, labelled, config=evaluation,
-        device=runtime.device, autocast=runtime.autocast, fit_batches=lambda: some_batches(evaluation.fit_images),
-    )  # fmt: skip
-    # Settings that cannot work fail here, before anything is written.
-    batches(seed=config.runtime.seed, steps=config.optim.steps)
+        load_images(heldout, evaluation.size) if heldout else None,
+        labelled,
+        config=evaluation,
+        device=runtime.device,
+        autocast=runtime.autocast,
+        fit_batches=lambda: some_batches(evaluation.fit_images, "Comparing student and teacher"),
+    )
     if runtime.is_main:
         claim_run_folder(folder, to_dict(config))
     runtime.barrier()
 
     # ---- before: as drawn, and as it starts. All of it follows from the seed, so a resumed run repeats it.
-    def measure_start() -> Measured:
+    def measure_start() -> StudentMetrics:
         if config.objective.kind == "features":
-            fit_projector(module, some_batches(evaluation.fit_images), device=runtime.device, autocast=runtime.autocast)
+            fits = some_batches(evaluation.fit_images, "Comparing student and teacher")
+            fit_projector(module, fits, device=runtime.device, autocast=runtime.autocast)
         return examine(module)
 
-    say("Measuring the student as it is")
-    stages = {"before" if config.init else "random": measure_start()}
-    student, teacher = module.student.backbone, module.teacher.backbone
-    if config.start != "random" and not config.init and not isinstance(student, TimmStudent):
-        say("Starting the student from its teacher")
-        if config.start == "selected":
-            select_weights(teacher, student)
-        else:
-            crops = torch.cat([b.global_crops.flatten(0, 1) for b in some_batches(config.start_images)])
-            LayerwiseStart(teacher, student, crops, runtime.autocast).run()
-        module.reset_average()
+    stages = {"random" if config.init in INITS else "before": measure_start()}
+    if config.init in ("fitted", "selected") and not isinstance(module.student.backbone, TimmStudent):
+        some = some_batches(config.init_images, "Reading images for the student's first weights")
+        blocks = len(module.student.backbone.blocks)
+        with progress("Fitting the student's first weights", blocks, console=runtime.console) as advance:
+            first_weights(module, config.init, some, runtime.autocast, on_block=lambda *_: advance())
         stages["start"] = measure_start()
 
     # ---- training
-    train_run(
-        config, runtime, folder, module, batches,
-        images=len(images), resume=resume, measure=lambda: examine(module).figures(),
-    )  # fmt: skip
+    def measure() -> dict[str, float]:
+        return examine(module).scalars()
+
+    train_run(config, runtime, folder, module, batches, images=len(images), resume=resume, measure=measure)
 
     # ---- after: the average is what is released
     stages["trained"] = examine(module)
@@ -133,16 +114,14 @@ def distil(config: DistillConfig, runtime: Runtime, folder: Path, *, resume: str
 
 def launch(config: DistillConfig, *, resume: str | None) -> None:
     """Check the run folder, run."""
-    folder = Path(config.runs) / config.name
-    check_run_folder(folder, to_dict(config), resume=resume)
-    with Runtime(config.runtime, trackers=config.log.trackers, run_dir=folder) as runtime:
-        distil(config, runtime, folder, resume=resume)
+    config = check_run(config, resume=resume)
+    with Runtime(config.runtime, trackers=config.log.trackers, run_dir=config.folder) as runtime:
+        distil(config, runtime, resume=resume)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line, run."""
-    demo, own = (Path(__file__).parent / f"configs/{name}.yaml" for name in ("demo", "one_gpu"))
-    config, options = parse(DistillConfig, description=__doc__, default_config=demo, own_data_config=own)
+    config, options = distill_arguments(argv)
     launch(config, resume=options.resume)
 
 

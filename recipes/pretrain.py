@@ -1,80 +1,70 @@
 """Train a teacher with its heads, from images alone: DINO + iBOT + KoLeo on a student and its own average.
 
 Paper     Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Supervision", section 4 and Table 16.
-Try it    accelerate launch recipes/pretrain.py
+Try it    dinov2-zoo pretrain
           A ViT-Ti/14 on the photos that three Python packages ship: minutes on 2 CPU cores.
-Your own  accelerate launch recipes/pretrain.py --data /your/folder
-Presets   --config FILE, from recipes/configs/: pretrain_demo.yaml (read without --data), vits14_single_gpu.yaml (read
-          with --data), vitl16_short.yaml, vitl14.yaml, vitg14.yaml; further options override it.
+Your own  dinov2-zoo pretrain PHOTOS
+Presets   --config FILE, from recipes/configs/: pretrain_demo.yaml (read without images), own_teacher.yaml (read with
+          images), vits14_single_gpu.yaml, vitl16_short.yaml, vitl14.yaml, vitg14.yaml; further options override it.
 Result    runs/<name>/teacher: the average's backbone, which Dinov2Model, timm and transformers load, and
-          heads.safetensors: what `recipes/distill.py --objective.kind prototypes --teacher runs/<name>/teacher` needs.
+          heads.safetensors: what `dinov2-zoo distill --objective.kind prototypes --teacher runs/<name>/teacher` needs.
 """
+
+from dinov2_zoo.arguments import answer_early, run
+from dinov2_zoo.recipes import pretrain_arguments
+
+if __name__ == "__main__":
+    answer_early(pretrain_arguments)  # before torch is imported
 
 import functools
 import json
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Sequence
 
 from rich.console import Console
 
-from dinov2_zoo.cli import parse, run
 from dinov2_zoo.config import PretrainConfig, to_dict
+from dinov2_zoo.config.settle import settle_data
 from dinov2_zoo.data.loader import train_loader
-from dinov2_zoo.data.sources import open_source
+from dinov2_zoo.data.sources import describe, open_source
 from dinov2_zoo.evaluation.distilled.heldout import Examiner
 from dinov2_zoo.evaluation.table import terminal_table
-from dinov2_zoo.hub.model import Dinov2Model
+from dinov2_zoo.hub.build import build_self_distillation
 from dinov2_zoo.hub.student import save_branch
-from dinov2_zoo.hub.teacher import heads_beside
 from dinov2_zoo.initialisation.heads import standardise_heads
-from dinov2_zoo.models.branch import Branch
-from dinov2_zoo.models.heads import PrototypeHead
-from dinov2_zoo.models.vision_transformer import VisionTransformer
-from dinov2_zoo.models.zoo import model_config
-from dinov2_zoo.objectives.self_distillation import SelfDistillation
+from dinov2_zoo.progress import track
 from dinov2_zoo.reports.pretraining import pretraining_report, pretraining_table
-from dinov2_zoo.training.run_folder import check_run_folder, claim_run_folder
+from dinov2_zoo.training.plan import announce, check_run, hardware, settle
+from dinov2_zoo.training.run_folder import claim_run_folder
 from dinov2_zoo.training.runtime import Runtime
 from dinov2_zoo.training.session import train_run
-from dinov2_zoo.weights.heads import load_heads
 
 
-def build(config: PretrainConfig) -> SelfDistillation:
-    """Student, its average, and the losses between them."""
-    heads = None
-    if config.init:
-        # A frozen backbone keeps the positions it has; another grows or shrinks them to its new size once.
-        size = None if config.freeze_backbone else config.crops.global_size
-        backbone = Dinov2Model.from_pretrained(config.init, img_size=size)
-        file = heads_beside(config.init)
-        heads = load_heads(file, backbone.embed_dim, backbone.state_dict()) if file else None
-    else:
-        shape = model_config(config.model)
-        ffn = config.ffn or shape.ffn
-        shape = replace(shape, patch_size=config.patch_size, img_size=config.crops.global_size, ffn=ffn)
-        backbone = VisionTransformer(shape)
-    config.check_patch(backbone.patch_size)
-    backbone.requires_grad_(not config.freeze_backbone)
-    backbone.checkpoint_blocks = config.runtime.activation_checkpointing
-    dino, ibot = heads or (PrototypeHead(backbone.embed_dim, head) for head in (config.dino_head, config.ibot_head))
-    tied = config.self_distillation.tied_heads
-    branch = Branch(backbone, dino=dino, ibot=None if tied else ibot, tied=tied)
-    return SelfDistillation(branch, config.losses, config.self_distillation)
-
-
-def pretrain(config: PretrainConfig, runtime: Runtime, folder: Path, *, resume: str | None) -> None:
-    """The run: measure, train, measure, save the teacher."""
+def pretrain(config: PretrainConfig, runtime: Runtime, *, resume: str | None) -> None:
+    """The run: settle, measure, train, measure, save the teacher."""
     say = Console(soft_wrap=True).print if runtime.is_main else (lambda *_, **__: None)
+    # ---- images and settings
     images = open_source(config.data)
     labelled = open_source(config.evaluation.labelled) if config.evaluation.labelled else None
+    asked = config
+    config = settle_data(config, len(images), apart=False, hardware=hardware(runtime))
     with runtime.main_first():
-        module = build(config).to(runtime.device)
-    batches = functools.partial(
-        train_loader, images, config.crops, config.loader, masks=config.masks,
-        patch_size=module.student.backbone.patch_size, accumulate=config.optim.accumulate,
-        rank=runtime.rank, world_size=runtime.world_size,
-    )  # fmt: skip
-    batches(seed=config.runtime.seed, steps=config.optim.steps)  # settings that cannot work fail here
+        module = runtime.place(build_self_distillation(config))
+    read = functools.partial(
+        train_loader,
+        images,
+        config.crops,
+        masks=config.masks,
+        patch_size=module.student.backbone.patch_size,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
+    )
+    folder = config.folder
+    if not (folder / "config.json").exists():
+        one = functools.partial(read, seed=config.runtime.seed, steps=1)
+        config, seconds = settle(asked, config, runtime, module, one, images=len(images))
+        module.config = config.self_distillation
+        say(announce(config, describe(images), train=len(images), heldout=0, seconds=seconds))
+    batches = functools.partial(read, config.loader, accumulate=config.optim.accumulate)
     examine = Examiner(
         None, labelled, config=config.evaluation, device=runtime.device, autocast=runtime.autocast, fit_batches=list
     )
@@ -82,22 +72,25 @@ def pretrain(config: PretrainConfig, runtime: Runtime, folder: Path, *, resume: 
         claim_run_folder(folder, to_dict(config))
     runtime.barrier()
 
+    # ---- before
     def measure() -> dict[str, float]:
         knn = examine.knn(module.ema)
         return {} if knn is None else {"knn": knn}
 
     if config.freeze_backbone:
-        some = batches(
-            seed=config.runtime.seed + 1, steps=max(1, config.evaluation.fit_images // config.loader.batch_size)
-        )
+        count = max(1, config.evaluation.fit_images // config.loader.batch_size)
+        some = track(batches(seed=config.runtime.seed + 1, steps=count), count, "Looking at tokens", runtime.console)
         standardise_heads(module, some, device=runtime.device, autocast=runtime.autocast)
     stages = {"start": measure()}
-    train_run(config, runtime, folder, module, batches, images=len(images), resume=resume, measure=measure)
-    stages["trained"] = measure()
 
+    # ---- training
+    train_run(config, runtime, folder, module, batches, images=len(images), resume=resume, measure=measure)
+
+    # ---- after: the average is the teacher
+    stages["trained"] = measure()
     weights = runtime.full_state_dict(module.ema)
     if runtime.is_main:
-        about = {"data": config.data, "init": config.init or "random weights", "steps": str(config.optim.steps)}
+        about = {"data": config.data, "init": config.init, "steps": str(config.optim.steps)}
         save_branch(folder / "teacher", module.ema, weights, **about)
         (folder / "measured.json").write_text(json.dumps(stages, indent=2) + "\n")
         table = pretraining_table(stages, folder / "metrics.jsonl")
@@ -108,16 +101,14 @@ def pretrain(config: PretrainConfig, runtime: Runtime, folder: Path, *, resume: 
 
 def launch(config: PretrainConfig, *, resume: str | None) -> None:
     """Check the run folder, run."""
-    folder = Path(config.runs) / config.name
-    check_run_folder(folder, to_dict(config), resume=resume)
-    with Runtime(config.runtime, trackers=config.log.trackers, run_dir=folder) as runtime:
-        pretrain(config, runtime, folder, resume=resume)
+    config = check_run(config, resume=resume)
+    with Runtime(config.runtime, trackers=config.log.trackers, run_dir=config.folder) as runtime:
+        pretrain(config, runtime, resume=resume)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line, run."""
-    demo, own = (Path(__file__).parent / f"configs/{name}.yaml" for name in ("pretrain_demo", "vits14_single_gpu"))
-    config, options = parse(PretrainConfig, description=__doc__, default_config=demo, own_data_config=own)
+    config, options = pretrain_arguments(argv)
     launch(config, resume=options.resume)
 
 

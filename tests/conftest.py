@@ -1,7 +1,13 @@
 import pytest
 import torch
+from jaxtyping import install_import_hook
 
-from dinov2_zoo.models.vision_transformer import VisionTransformer
+# Wherever a test calls these folders, types and shapes are what the annotations say.
+CHECKED = ["dinov2_zoo.models", "dinov2_zoo.objectives", "dinov2_zoo.initialisation"]
+
+install_import_hook(CHECKED, "beartype.beartype")
+
+from dinov2_zoo.models.vision_transformer import VisionTransformer  # noqa: E402 (after the hook)
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """What a user can get wrong is said in a sentence that ends with what to do, before anything is written."""
 
+import json
 import pickle
 import sys
 from dataclasses import replace
@@ -21,7 +22,13 @@ SHAPE = ModelConfig(embed_dim=32, depth=2, num_heads=2, img_size=28)
 OPTIONS = (
     "--crops.global_size=28 --crops.local_count=0 --loader.batch_size=4 --loader.workers=0 --evaluation.size=28 "
     "--evaluation.heldout_count=2 --student=vitti14 --optim.steps=2 --optim.warmup_steps=0 --runtime.threads=1 "
-    "--log.progress=false --evaluation.labelled=null --start=random"
+    "--log.progress=false --evaluation.labelled=null --init=random"
+)
+
+
+AUTOMATIC = (
+    *("loader.batch_size", "loader.workers", "evaluation.heldout_count", "evaluation.size"),
+    *("optim.steps", "optim.warmup_steps"),
 )
 
 
@@ -33,6 +40,9 @@ def place(tmp_path_factory):
     photo = Image.fromarray(photos.astronaut())
     for i in range(8):
         photo.crop((50 * i, 0, 50 * i + 64, 64)).save(folder / f"images/{i}.png")
+    (folder / "seven").mkdir()
+    for i in range(7):
+        (folder / f"seven/{i}.png").write_bytes((folder / f"images/{i}.png").read_bytes())
     (folder / "empty").mkdir()
     (folder / "documents").mkdir()
     (folder / "documents/letter.txt.pdf").write_bytes(b"%PDF-1.4")
@@ -52,10 +62,8 @@ def place(tmp_path_factory):
 @pytest.fixture
 def distil(monkeypatch, tmp_path, capsys):
     """Runs the recipe in this process as a command line would; gives (exit code, standard error)."""
-    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
-    import distill
-
-    from dinov2_zoo.cli import run
+    from dinov2_zoo.arguments import run
+    from dinov2_zoo.recipes import distill
 
     monkeypatch.chdir(tmp_path)
 
@@ -79,9 +87,17 @@ CASES = {
         "14 and 7 pixels",
     ),
     "prototypes without heads": (("--objective.kind=prototypes",), "recipes/fit_heads.py", "has no heads"),
-    "fewer images than a batch": (("--loader.batch_size=40",), "lower loader.batch_size", "6 images"),
+    "fewer images than a batch": (("--loader.batch_size=40",), "use at most 6, or auto", "6 images"),
+    "several settings": (
+        ("--loader.batch_size=40", "--evaluation.heldout_count=7"),
+        "use at most 4, or auto",
+        "loader.batch_size 40 is more than the 1 images",
+    ),
+    "too few images": (("--data={0}/seven",), "give 8 or more", "7 images"),
+    "a length that is none": (("--time=soon",), "write 90s, 20m, 1h30m or 2d", "soon"),
+    "two lengths": (("--time=1m", "--epochs=3"), "give one of them", "epochs and time"),
     "a truncated checkpoint": (("--teacher={0}/truncated.safetensors",), "get it again", "truncated.safetensors"),
-    "a student that is too large to start from its teacher": (("--start=selected",), "--start random", "larger"),
+    "a student that is too large to start from its teacher": (("--init=selected",), "--init random", "larger"),
     "a foreign checkpoint": (("--teacher={0}/foreign.safetensors",), "names", "encoder.weight (3, 3)"),
     "a pickle of more than tensors": (("--teacher={0}/pickled.pth",), "save", "pickled.pth"),
     "an unknown option": (("--optim.step=5",), "did you mean `optim.steps`?", "optim.step"),
@@ -98,6 +114,22 @@ def test_a_mistake_is_named_with_its_remedy_and_leaves_nothing_behind(distil, pl
     assert code == 2 and words.startswith("error: ") and "Traceback" not in words, words
     assert remedy in words and what in words, words
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("count", [8, 20, 300])
+def test_any_folder_of_eight_images_or_more_distils_with_automatic_settings(distil, place, tmp_path, count, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    photo = Image.fromarray(photos.astronaut())
+    for i in range(count):
+        photo.crop((i, i, i + 40, i + 40)).save(images / f"{i}.png")
+    automatic = [f"--{name}=auto" for name in AUTOMATIC]
+    fixed = [f"--data={images}", f"--teacher={place}/teacher", f"--runs={tmp_path}/runs", "--epochs=1"]
+    code, words = distil(*fixed, *automatic)
+    assert code == 0, words
+    record = json.loads((tmp_path / "runs/vitti14-images/config.json").read_text())["config"]
+    assert not {"auto"} & set(map(str, [*record["optim"].values(), *record["loader"].values()]))
+    assert (tmp_path / "runs/vitti14-images/student/model.safetensors").is_file()
 
 
 def test_a_hub_that_cannot_be_reached_points_to_the_offline_ways(distil, place, tmp_path, monkeypatch):

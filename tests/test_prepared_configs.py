@@ -7,14 +7,14 @@ import yaml
 from accelerate.commands.config.config_args import ClusterConfig
 from accelerate.utils import FullyShardedDataParallelPlugin
 
-from dinov2_zoo.cli import parse
+from dinov2_zoo.arguments import parse
 from dinov2_zoo.config import DistillConfig, PretrainConfig
 from dinov2_zoo.config.evaluate import EvaluateConfig
 from dinov2_zoo.evaluation.suite import TASKS, parse_tasks
 
 CONFIGS = Path(__file__).resolve().parent.parent / "recipes/configs"
-DISTILL = {"demo", "one_gpu", "paper_vits14", "chain_distill"}
-PRETRAIN = {"pretrain_demo", "fit_heads", "vits14_single_gpu", "vitl16_short", "vitl14", "vitg14"}
+DISTILL = {"demo", "own_images", "paper_vits14", "chain_distill"}
+PRETRAIN = {"pretrain_demo", "fit_heads", "vits14_single_gpu", "own_teacher", "vitl16_short", "vitl14", "vitg14"}
 
 
 def read(name):
@@ -35,7 +35,12 @@ def test_the_evaluation_demo_runs_every_task():
 def test_a_preset_is_taken_fits_its_patches_and_bears_its_name(name):
     config = read(name)
     config.check_patch(14 if name != "vitl16_short" else 16)
-    assert config.name == {"fit_heads": "heads", "chain_distill": "student"}.get(name, name)
+    assert config.name == {
+        "fit_heads": "heads",
+        "chain_distill": "student",
+        "own_images": "auto",
+        "own_teacher": "auto",
+    }.get(name, name)
 
 
 def test_distillation_has_the_papers_numbers():
@@ -44,7 +49,7 @@ def test_distillation_has_the_papers_numbers():
     assert optim.peak_lr(config.loader.batch_size) == pytest.approx(1e-3, rel=1e-3)  # Table 16
     assert (config.loader.batch_size, optim.steps, optim.warmup_steps) == (2048, 625_000, 100_000)
     assert (optim.weight_decay, optim.ema_momentum) == ((0.04, 0.2), (0.994, 1.0))
-    assert config.objective.kind == "prototypes" and config.objective.prototypes.patch_share == 1
+    assert config.objective.kind == "prototypes" and config.objective.patch_share == 1
     assert (config.crops.global_size, config.crops.local_size, config.crops.local_count) == (224, 98, 8)
 
 

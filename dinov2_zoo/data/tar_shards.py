@@ -8,17 +8,14 @@ import glob
 import itertools
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from dinov2_zoo.data.decode import DecodeError
+from dinov2_zoo.data.formats import kinds_of, no_images, readable_suffixes
 from dinov2_zoo.errors import DataError
-
-# What folders and shards are searched for; PIL reads all of them.
-IMAGE_EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
-)
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,10 @@ class TarShards:
             labels += found
             other += rest
         if not self._members:
-            raise DataError(f"No images in {_several(self._paths)}: {looked_for(other)}.")
+            raise no_images(_several(self._paths), other)
+        keys = {_key(member.name) for member in self._members}
+        # Labels and captions of images are theirs, and nothing that was left out.
+        self.left_out = dict(Counter(kinds_of(name for name in other if _key(name) not in keys)))
         known = [label for label in labels if label is not None]
         self.labels: list[int] | None = known if len(known) == len(labels) else None
         self.classes: list[str] | None = None
@@ -87,6 +87,7 @@ def _index(path: Path, number: int) -> tuple[list[_Member], list[int | None], li
     members: list[_Member] = []
     labels: dict[str, int] = {}
     other: list[str] = []
+    known = readable_suffixes()
     try:
         # "r:" is an uncompressed tar: in a compressed one nothing can be found without unpacking all before it.
         with tarfile.open(path, "r:") as tar:
@@ -94,7 +95,7 @@ def _index(path: Path, number: int) -> tuple[list[_Member], list[int | None], li
                 name = PurePosixPath(info.name)
                 if not info.isreg() or name.name.startswith("."):
                     continue
-                if name.suffix.lower() in IMAGE_EXTENSIONS:
+                if name.suffix.lower() in known:
                     members.append(_Member(number, info.offset_data, info.size, info.name))
                     continue
                 other.append(info.name)
@@ -156,17 +157,6 @@ def _braces(text: str) -> list[str]:
         else:
             choices.append(part.split(","))
     return ["".join(choice) for choice in itertools.product(*choices)]
-
-
-def looked_for(names: Iterable[str]) -> str:
-    """The second half of a "no images" error: what was looked for, and what was there instead."""
-    counts: dict[str, int] = {}
-    for name in names:
-        suffix = PurePosixPath(name).suffix.lower() or "(no extension)"
-        counts[suffix] = counts.get(suffix, 0) + 1
-    ranked = sorted(counts, key=lambda suffix: (-counts[suffix], suffix))[:4]
-    there = ", ".join(f"{counts[suffix]} {suffix} file{'s' if counts[suffix] > 1 else ''}" for suffix in ranked)
-    return f"looked for {' '.join(sorted(IMAGE_EXTENSIONS))} and found {there or 'no files at all'}"
 
 
 def _several(paths: list[Path]) -> str:

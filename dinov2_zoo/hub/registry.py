@@ -32,7 +32,9 @@ class Entry:
     """Images of the training."""
     resolution: int = 518
     """Image side of the last phase, pixels."""
-    licence: str = "Apache-2.0"
+    author: str = "Meta AI"
+    licence: str = "apache-2.0"
+    """The Hub's identifier. Meta has given the weights under it since 2023-08-31."""
     images_per_second: float | None = None
     """At 224 pixels on what `SPEED_ON` names; random weights of the same shape are as fast."""
 

@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.students import TimmStudent
 from dinov2_zoo.objectives.distillation import Distillation
 from dinov2_zoo.objectives.features import FeaturesObjective
+from dinov2_zoo.weights.checksums import write_checksums
 from dinov2_zoo.weights.heads import HEADS_FILE, MADE_ON, norms_fingerprint, save_heads
+from dinov2_zoo.weights.save import save_tensors, writing
 from dinov2_zoo.weights.write import save_timm, save_weights
 
 PROJECTOR_FILE = "projector.safetensors"
@@ -31,12 +31,13 @@ def save_branch(folder: Path, branch: Branch, weights: dict[str, Tensor], **abou
         # A network of its own, for the run's may be sharded.
         released = TimmStudent(backbone.name, backbone.img_size)
         released.load_state_dict(_part(weights, "backbone"))
-        save_timm(folder, backbone.name, released.net)
+        save_timm(folder, released)
     else:
         save_weights(folder, backbone.config, _part(weights, "backbone"))
     dino, ibot = _part(weights, "dino"), _part(weights, "dino" if branch.tied else "ibot")
     if dino and ibot:
         save_heads(folder / HEADS_FILE, dino, ibot, {MADE_ON: norms_fingerprint(_part(weights, "backbone")), **about})
+        write_checksums(folder, HEADS_FILE)
 
 
 def save_student(folder: Path, distillation: Distillation, average: dict[str, Tensor]) -> None:
@@ -51,7 +52,9 @@ def save_student(folder: Path, distillation: Distillation, average: dict[str, Te
     save_branch(folder, distillation.ema, average)
     if isinstance(distillation.objective, FeaturesObjective):
         projector = _unstandardised(_part(average, "projector"), distillation.objective)
-        save_file(projector, folder / PROJECTOR_FILE)
+        with writing(folder):
+            save_tensors(projector, folder / PROJECTOR_FILE)
+            write_checksums(folder, PROJECTOR_FILE)
 
 
 def _part(weights: dict[str, Tensor], child: str) -> dict[str, Tensor]:
@@ -61,13 +64,9 @@ def _part(weights: dict[str, Tensor], child: str) -> dict[str, Tensor]:
 
 def _unstandardised(projector: dict[str, Tensor], objective: FeaturesObjective) -> dict[str, Tensor]:
     """The projector with the teacher's scale folded in, so that it gives the teacher's own tokens."""
-    scales = {
-        "class_token": (objective.class_mean, objective.class_deviation),
-        "patches": (objective.patch_mean, objective.patch_deviation),
-    }
     folded: dict[str, Tensor] = {}
-    for layer, statistics in scales.items():
-        mean, deviation = (torch.as_tensor(s).cpu() for s in statistics)
+    for layer, scale in (("class_token", objective.class_token), ("patches", objective.patches)):
+        mean, deviation = scale.mean.cpu(), scale.deviation.cpu()
         folded[f"{layer}.weight"] = projector[f"{layer}.weight"] * deviation[:, None]
         folded[f"{layer}.bias"] = projector[f"{layer}.bias"] * deviation + mean
     return folded

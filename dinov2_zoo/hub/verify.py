@@ -1,4 +1,4 @@
-"""Whether a saved model is what it says: loaded by three libraries (and onnxruntime), compared output by output."""
+"""Whether a saved model is what it says: its files, the tokens of its photo, and what other libraries make of it."""
 
 import importlib.util
 import json
@@ -10,20 +10,20 @@ from typing import Any
 import timm
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from dinov2_zoo.config import ModelConfig
-from dinov2_zoo.errors import CheckpointError, ZooError
-from dinov2_zoo.files import sha256_of
+from dinov2_zoo.errors import CheckpointError, ZooError, first_line, how_to_install
 from dinov2_zoo.hub.load import fetch
 from dinov2_zoo.hub.model import Dinov2Model
+from dinov2_zoo.weights.checksums import CHECKSUMS, compare_checksums
+from dinov2_zoo.weights.read import OURS
+from dinov2_zoo.weights.reference import REFERENCE_FILE, deviation, read_reference, reference_tokens
+from dinov2_zoo.weights.reference import TOLERANCE as REFERENCE_TOLERANCE
 from dinov2_zoo.weights.write import TRANSFORMERS_FILE, timm_config, transformers_config
 
 TOLERANCE = 1e-4
 """Largest absolute difference between two libraries' tokens that is rounding (chosen here: fp32, up to 40 blocks)."""
-
-CHECKSUMS = "SHA256SUMS"
-"""Checksums of a published folder's files, as `sha256sum -c` reads them."""
 
 Forward = Callable[[Float[Tensor, "B 3 H W"]], Float[Tensor, "B T D"]]
 """Pixels to normed tokens: class token, then patches."""
@@ -51,46 +51,69 @@ def verify(source: str, *, revision: str | None = None, sizes: Sequence[tuple[in
         Every check, passed or not.
 
     Raises:
-        CheckpointError: It cannot even be loaded by us.
+        CheckpointError: There is no such folder, or it is one file.
     """
     folder = fetch(source, revision=revision, everything=True)
     if not folder.is_dir():
         raise CheckpointError(f"{source} is one file: name the folder of a saved model, or convert the file first.")
     checks = [_checksums(folder)]
-    model = Dinov2Model.from_pretrained(folder)
+    try:
+        entries = _entries(folder)
+        if timm_alone := _timm_network(folder, entries):
+            return [*checks, *timm_alone]
+        model = Dinov2Model.from_pretrained(folder)
+    except CheckpointError as error:
+        return [*checks, Check("dinov2-zoo loads", False, str(error))]
     config = model.config
     checks.append(Check("dinov2-zoo loads", True, f"width {config.embed_dim}, depth {config.depth}, every tensor used"))
-    checks += _configs(folder, config)
+    checks += _configs(entries, config)
+    model.float()
+    checks.append(_reference(folder, model))
     patch, side = config.patch_size, config.img_size
     sizes = sizes or [(side, side), (7 * patch, 7 * patch), (9 * patch, 6 * patch)]
-    routes: list[tuple[str, Callable[[Path], Forward | str]]] = [
-        ("timm", _timm), ("transformers", _transformers), ("onnxruntime", _onnx),
-    ]  # fmt: skip
-    for library, load in routes:
-        try:
-            theirs = load(folder)
-        except Exception as error:  # whatever another library raises is the finding
-            checks.append(Check(library, False, f"does not load it: {type(error).__name__}: {str(error)[:200]}"))
-            continue
-        if isinstance(theirs, str):
-            checks.append(Check(library, None, theirs))
-            continue
-        for height, width in sizes:
-            checks.append(_compare(model, theirs, library, height, width))
+    pixels = [_noise(height, width) for height, width in sizes]
+    with torch.no_grad():
+        ours = [_tokens(model, images) for images in pixels]
+    for library, load in (("timm", _timm), ("transformers", _transformers), ("onnxruntime", _onnx)):
+        checks += _library(folder, config, library, load, pixels, ours)
     return checks
 
 
-def _compare(model: Dinov2Model, theirs: Forward, library: str, height: int, width: int) -> Check:
+def _noise(height: int, width: int) -> Float[Tensor, "1 3 {height} {width}"]:
+    return torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def _tokens(model: Dinov2Model, pixels: Tensor) -> Float[Tensor, "B T D"]:
+    tokens = model.forward_features(pixels)
+    return torch.cat([tokens["x_norm_clstoken"][:, None], tokens["x_norm_patchtokens"]], 1)
+
+
+def _library(
+    folder: Path,
+    config: ModelConfig,
+    library: str,
+    load: Callable[[Path], Forward | str],
+    pixels: Sequence[Tensor],
+    ours: Sequence[Tensor],
+) -> list[Check]:
+    """One library beside ours; what it loaded is freed before the next one's turn."""
+    try:
+        theirs = load(folder)
+    except Exception as error:  # whatever another library raises is the finding
+        return [Check(library, False, f"does not load it: {type(error).__name__}: {str(error)[:200]}")]
+    if isinstance(theirs, str):
+        return [Check(library, None, theirs)]
+    return [_compare(config, library, theirs, p, o) for p, o in zip(pixels, ours, strict=True)]
+
+
+def _compare(config: ModelConfig, library: str, theirs: Forward, pixels: Tensor, ours: Tensor) -> Check:
+    height, width = pixels.shape[-2:]
     what = f"{library}, {height} x {width}"
-    pixels = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        tokens = model.float().forward_features(pixels)
-        ours = torch.cat([tokens["x_norm_clstoken"][:, None], tokens["x_norm_patchtokens"]], 1)
-        try:
+    try:
+        with torch.no_grad():
             difference = (ours - theirs(pixels)).abs().max().item()
-        except Exception as error:  # a size that the file was not made for
-            return Check(what, None, f"not computed there: {str(error).splitlines()[0][:120]}")
-    config = model.config
+    except Exception as error:  # a size that the file was not made for
+        return Check(what, None, f"not computed there: {first_line(error)[:120]}")
     if difference <= TOLERANCE:
         return Check(what, True, f"largest difference {difference:.1e}")
     elsewhere = not config.num_registers and (height, width) != (config.img_size, config.img_size)
@@ -101,20 +124,52 @@ def _compare(model: Dinov2Model, theirs: Forward, library: str, height: int, wid
 
 
 def _checksums(folder: Path) -> Check:
-    file = folder / CHECKSUMS
-    if not file.is_file():
+    try:
+        compared = compare_checksums(folder)
+    except CheckpointError as error:
+        return Check("checksums", False, str(error))
+    if compared is None:
         return Check("checksums", None, f"no {CHECKSUMS} beside the weights")
-    lines = [line.split(maxsplit=1) for line in file.read_text().splitlines()]
-    listed = {name: checksum for checksum, name in lines}
-    wrong = [n for n, s in listed.items() if not (folder / n).is_file() or sha256_of(folder / n) != s]
-    found = f"not as listed: {', '.join(wrong)}" if wrong else f"{len(listed)} files as listed"
-    return Check("checksums", not wrong, found)
+    wrong = [f"{names} {', '.join(found)}" for names, found in compared.differences.items() if found]
+    more = f"; not listed: {', '.join(compared.unlisted)}" if compared.unlisted else ""
+    return Check("checksums", not wrong, ("; ".join(wrong) or f"{compared.listed} files as listed") + more)
 
 
-def _configs(folder: Path, config: ModelConfig) -> list[Check]:
+def _reference(folder: Path, net: nn.Module) -> Check:
+    """The tokens of the photo that the folder carries, computed here and compared with those it says."""
+    what = "reference photo"
+    try:
+        reference = read_reference(folder)
+        if reference is None:
+            return Check(what, None, f"no {REFERENCE_FILE} beside the weights: it was saved by another program")
+        pixels, tokens = reference
+        moved = deviation(reference_tokens(net, pixels), tokens)
+    except (CheckpointError, RuntimeError) as error:
+        return Check(what, False, first_line(error))
+    if moved <= REFERENCE_TOLERANCE:
+        return Check(what, True, f"tokens as when it was saved, relative difference {moved:.1e}")
+    return Check(what, False, f"tokens are not those it was saved with (relative difference {moved:.1e})")
+
+
+def _timm_network(folder: Path, entries: dict[str, Any]) -> list[Check]:
+    """Checks of a student that is a network of timm's, which timm alone loads; none where it is one of ours."""
+    if "architecture" not in entries or OURS in entries or not (folder / REFERENCE_FILE).is_file():
+        return []
+    reference = read_reference(folder)
+    if reference is None or "patch_tokens" in reference[1]:
+        return []
+    try:
+        net: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    except Exception as error:  # whatever timm raises is the finding
+        return [Check("timm", False, f"does not load it: {type(error).__name__}: {str(error)[:200]}")]
+    return [
+        Check("timm loads", True, f"{entries['architecture']}, {net.num_features} features"),
+        _reference(folder, net),
+    ]
+
+
+def _configs(entries: dict[str, Any], config: ModelConfig) -> list[Check]:
     """config.json says the same to each library as the weights do."""
-    file = folder / "config.json"
-    entries: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     checks: list[Check] = []
     dtype = torch.float32
     for library, mark, wanted in (
@@ -148,7 +203,7 @@ def _transformers(folder: Path) -> Forward | str:
     if "model_type" not in entries:
         return "no config.json for it"
     if importlib.util.find_spec("transformers") is None:
-        return "not installed: pip install transformers"
+        return f"not installed: {how_to_install('transformers')}"
     if "architecture" in entries and not (folder / TRANSFORMERS_FILE).is_file():
         raise CheckpointError(f"config.json points to {TRANSFORMERS_FILE}, which is not there")
     from transformers import AutoModel
@@ -173,7 +228,7 @@ def _onnx(folder: Path) -> Forward | str:
     if not file.is_file():
         return "no model.onnx: dinov2-zoo export makes one"
     if importlib.util.find_spec("onnxruntime") is None:
-        return "not installed: pip install onnxruntime"
+        return f"not installed: {how_to_install('onnxruntime')}"
     from onnxruntime import InferenceSession
 
     session = InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -187,7 +242,11 @@ def _onnx(folder: Path) -> Forward | str:
 
 def _entries(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
+    try:
+        found = json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not readable JSON: get it again.") from error
+    return found if isinstance(found, dict) else {}
 
 
 def failures(checks: Sequence[Check]) -> list[Check]:

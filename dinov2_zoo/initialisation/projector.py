@@ -30,10 +30,14 @@ def fit_projector(
     # The average is an equal copy of the student so far, and in evaluation mode.
     with autocast():
         maps = fit_maps(module.ema, module.teacher, batches, device=device)
-    for token, linear_map in zip(("class", "patch"), maps, strict=True):
-        getattr(module.objective, f"{token}_mean").copy_(linear_map.mean)
-        getattr(module.objective, f"{token}_deviation").copy_(linear_map.deviation)
+    with torch.no_grad():
+        for standardiser, linear_map in (
+            (module.objective.class_token, maps.class_token),
+            (module.objective.patches, maps.patches),
+        ):
+            standardiser.mean.copy_(linear_map.mean)
+            standardiser.deviation.copy_(linear_map.deviation)
     for branch in (module.student, module.ema):
         assert branch.projector is not None
-        maps[0].put_into(branch.projector.class_token, scaled=False)
-        maps[1].put_into(branch.projector.patches, scaled=False)
+        maps.class_token.put_into(branch.projector.class_token, scaled=False)
+        maps.patches.put_into(branch.projector.patches, scaled=False)

@@ -4,8 +4,9 @@ It is where the projector of features distillation starts, so that gradients tea
 not the projector; and it is the yardstick for students that were trained without one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -13,8 +14,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dinov2_zoo.data.batch import Batch
-from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.grid import resample_grid
+from dinov2_zoo.models.tokens import BranchOutput, Tokens
+
+Network = Callable[[list[Tensor]], list[BranchOutput]]
+"""A `Branch`: groups of crops [V, B, 3, H, W] to outputs."""
 
 # Added to the covariance's diagonal as a share of its mean: chosen here on the demo (see LOG.md).
 RIDGE = 0.1
@@ -27,9 +31,9 @@ class LinearMap:
     weight: Float[Tensor, "Dt Ds"]
     bias: Float[Tensor, " Dt"]
     mean: Float[Tensor, " Dt"]
-    """Of the teacher's tokens, per channel."""
+    """The teacher's, per channel."""
     deviation: Float[Tensor, " Dt"]
-    """Of the teacher's tokens, per channel."""
+    """The teacher's, per channel."""
 
     def __call__(self, tokens: Float[Tensor, "... Ds"]) -> Float[Tensor, "... Dt"]:
         """Student tokens in the teacher's space, at its scale."""
@@ -44,6 +48,19 @@ class LinearMap:
         else:
             layer.weight.copy_(self.weight)
             layer.bias.copy_(self.bias)
+
+
+class TokenMaps(NamedTuple):
+    """Maps of class tokens and of patch tokens."""
+
+    class_token: LinearMap
+    patches: LinearMap
+
+    def __call__(self, tokens: Tokens) -> Tokens:
+        """Student tokens in the teacher's space, at its scale; in the maps' precision, then back in the tokens'."""
+        exact = tokens.map(Tensor.double)
+        mapped = Tokens(self.class_token(exact.class_token), self.patches(exact.patches))
+        return mapped.map(lambda x: x.to(tokens.patches.dtype))
 
 
 class Moments:
@@ -78,10 +95,7 @@ class Moments:
         Args:
             ridge: Added to the diagonal of the student's covariance, as a share of the diagonal's mean.
         """
-        sums = {name: total.clone() for name, total in self.sums.items()}
-        if dist.is_initialized():
-            for total in sums.values():
-                dist.all_reduce(total)
+        sums = {name: sum_over_processes(total.clone()) for name, total in self.sums.items()}
         n = sums["n"]
         x_mean, y_mean = sums["x"] / n, sums["y"] / n
         deviation = (sums["yy"] / n - y_mean.square()).clamp(min=1e-12).sqrt()
@@ -92,33 +106,38 @@ class Moments:
         return LinearMap(weight, -weight @ x_mean, y_mean, deviation)
 
 
+def sum_over_processes(total: Tensor) -> Tensor:
+    """Sum of every process's tensor, in place. Every process must call it."""
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    return total
+
+
 @torch.no_grad()
 def fit_maps(
-    student: Branch, teacher: Branch, batches: Iterable[Batch], *, device: torch.device, ridge: float = RIDGE
-) -> tuple[LinearMap, LinearMap]:
+    student: Network, teacher: Network, batches: Iterable[Batch], *, device: torch.device, ridge: float = RIDGE
+) -> TokenMaps:
     """Fit the maps of class and patch tokens on the global crops of some batches. Every process must call it.
 
     Args:
         student: In evaluation mode if it has batch statistics.
         teacher: Frozen.
-        batches: This process's share of the images.
+        batches: This process's share of the images, at least one batch.
         device: Where both are.
         ridge: See `Moments.solve`.
 
     Returns:
-        (class map, patch map), float64.
+        Maps in float64.
     """
-    moments: list[Moments] = []
+    moments: tuple[Moments, Moments] | None = None
     for batch in batches:
         crops = [batch.global_crops.to(device)]
-        mine, theirs = student(crops)[0], teacher(crops)[0]
-        pairs = [(mine["class"], theirs["class"]), (mine["patches"], theirs["patches"])]
-        pairs = [(x.flatten(0, 1), y.flatten(0, 1)) for x, y in pairs]
-        if not moments:
-            moments = [Moments(x.shape[-1], y.shape[-1], device) for x, y in pairs]
-        for total, (x, y) in zip(moments, pairs, strict=True):
-            if x.ndim == 3:
-                x, y = resample_grid(x, y.shape[1]).flatten(0, 1), y.flatten(0, 1)
-            total.add(x, y)
-    class_map, patch_map = (total.solve(ridge) for total in moments)
-    return class_map, patch_map
+        mine, theirs = (branch(crops)[0].tokens.map(lambda x: x.flatten(0, 1)) for branch in (student, teacher))
+        if moments is None:
+            of_class = Moments(mine.class_token.shape[-1], theirs.class_token.shape[-1], device)
+            moments = of_class, Moments(mine.patches.shape[-1], theirs.patches.shape[-1], device)
+        moments[0].add(mine.class_token, theirs.class_token)
+        patches = resample_grid(mine.patches, theirs.patches.shape[1])
+        moments[1].add(patches.flatten(0, 1), theirs.patches.flatten(0, 1))
+    assert moments is not None, "no batch to fit on"
+    return TokenMaps(*(total.solve(ridge) for total in moments))

@@ -4,17 +4,35 @@ What is kept is chosen once and used wherever it appears: the same channels of t
 attention heads, the same hidden units on both sides of a feed-forward, and blocks evenly spaced in depth.
 """
 
+from collections.abc import Callable
+
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
+from dinov2_zoo.config import ModelConfig
 from dinov2_zoo.errors import ConfigError
-from dinov2_zoo.models.position import resample_positions
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 
 
 def evenly_spaced(available: int, wanted: int) -> Tensor:
     """`wanted` of the numbers 0 .. available - 1, evenly spaced, first and last included: int64 [wanted]."""
     return torch.linspace(0, available - 1, wanted, dtype=torch.float64).round().long()
+
+
+def channels_of_heads(heads: Int64[Tensor, " h"], width: int) -> Int64[Tensor, " channels"]:
+    """Channels, among those of all heads side by side, that belong to some heads of this width."""
+    return (heads[:, None] * width + torch.arange(width, device=heads.device)).flatten()
+
+
+def rows_of_qkv(channels: Int64[Tensor, " c"], dim: int) -> Int64[Tensor, " rows"]:
+    """Rows of a packed qkv projection, 3 * dim of them, that make some channels of queries, keys and values."""
+    return torch.cat([part * dim + channels for part in range(3)])
+
+
+def rows_of_hidden(hidden: Int64[Tensor, " h"], config: ModelConfig) -> Int64[Tensor, " rows"]:
+    """Rows of a feed-forward's first layer that make some hidden units: one each, or with SwiGLU two."""
+    return hidden if config.ffn == "mlp" else torch.cat([hidden, config.ffn_hidden + hidden])
 
 
 @torch.no_grad()
@@ -29,15 +47,11 @@ def select_weights(teacher: VisionTransformer, student: VisionTransformer) -> No
     check_fits(teacher, student)
     theirs, mine = teacher.config, student.config
     channels = evenly_spaced(theirs.embed_dim, mine.embed_dim)
-    heads = evenly_spaced(theirs.num_heads, mine.num_heads)
-    width = theirs.embed_dim // theirs.num_heads
-    inner = (heads[:, None] * width + torch.arange(width)).flatten()
-    qkv = torch.cat([part * theirs.embed_dim + inner for part in range(3)])
+    inner = channels_of_heads(evenly_spaced(theirs.num_heads, mine.num_heads), theirs.embed_dim // theirs.num_heads)
     hidden = evenly_spaced(theirs.ffn_hidden, mine.ffn_hidden)
-    expanded = hidden if theirs.ffn == "mlp" else torch.cat([hidden, theirs.ffn_hidden + hidden])
 
     # Which rows and columns of a block's matrices are kept; vectors follow the rows.
-    rows = {"attn.qkv": qkv, "mlp.fc1": expanded}
+    rows = {"attn.qkv": rows_of_qkv(inner, theirs.embed_dim), "mlp.fc1": rows_of_hidden(hidden, theirs)}
     columns = {"attn.proj": inner, "mlp.fc2": hidden}
     source = {name: tensor.detach() for name, tensor in teacher.state_dict().items()}
     chosen: dict[str, Tensor] = {}
@@ -50,34 +64,29 @@ def select_weights(teacher: VisionTransformer, student: VisionTransformer) -> No
                 tensor = tensor[:, columns.get(layer, channels)]
             chosen[f"blocks.{number}.{inside}"] = tensor
     chosen |= {name: source[name][channels] for name in source if name.startswith(("patch_embed.", "norm."))}
-    chosen["mask_token"] = source["mask_token"][:, channels]
-    chosen |= _tokens(teacher, student, channels)
     for name, parameter in student.named_parameters():
-        if name in chosen:
-            parameter.copy_(chosen[name])
-    assert chosen.keys() >= {n for n, _ in student.named_parameters()} - {"reg_token"}, "a parameter was forgotten"
+        if "_token" not in name and name != "pos_embed":
+            parameter.copy_(chosen.pop(name))
+    assert not chosen, "the student has a place for each"
+    transfer_tokens(teacher, student, lambda tokens: tokens[..., channels])
 
 
-def _tokens(teacher: VisionTransformer, student: VisionTransformer, channels: Tensor) -> dict[str, Tensor]:
-    """Class token, registers and positions, the latter on the student's grid and in its form."""
-    cls_token, positions = teacher.cls_token, teacher.pos_embed
-    if not teacher.num_registers:
-        # The class position joins the class token, as models with registers have it.
-        cls_token, positions = cls_token + positions[:, :1], positions[:, 1:]
-    side = student.config.grid_size
-    positions = resample_positions(
-        positions,
-        side,
-        side,
-        offset=teacher.config.position_offset,
-        antialias=teacher.config.position_antialias,
-    )
-    if not student.num_registers:
-        positions = torch.cat([torch.zeros_like(cls_token), positions], dim=1)
-    tokens = {"cls_token": cls_token[..., channels], "pos_embed": positions[..., channels]}
-    if teacher.num_registers and teacher.num_registers == student.num_registers:
-        tokens["reg_token"] = teacher.reg_token[..., channels]
-    return tokens
+@torch.no_grad()
+def transfer_tokens(teacher: VisionTransformer, student: VisionTransformer, reduce: Callable[[Tensor], Tensor]) -> None:
+    """Fill a student's learnt tokens and positions with its teacher's, the latter resampled to the student's grid.
+
+    Registers that the teacher lacks stay as they are.
+
+    Args:
+        teacher: Any width and grid.
+        student: Filled in place.
+        reduce: Linear map from the teacher's channels, the last dimension, to the student's.
+    """
+    cls_token, _ = teacher.class_token_and_grid()
+    student.set_class_token_and_grid(reduce(cls_token), reduce(teacher.position_grid(student.config.grid_size)))
+    student.mask_token.copy_(reduce(teacher.mask_token))
+    if student.num_registers and student.num_registers == teacher.num_registers:
+        student.reg_token.copy_(reduce(teacher.reg_token))
 
 
 def check_fits(teacher: VisionTransformer, student: VisionTransformer) -> None:
@@ -86,12 +95,12 @@ def check_fits(teacher: VisionTransformer, student: VisionTransformer) -> None:
     too_large = [n for n in ("embed_dim", "depth", "num_heads") if getattr(mine, n) > getattr(theirs, n)]
     if too_large:
         raise ConfigError(
-            f"The student is larger than its teacher in {', '.join(too_large)}: take a smaller one, or --start random."
+            f"The student is larger than its teacher in {', '.join(too_large)}: take a smaller one, or --init random."
         )
     if (theirs.patch_size, theirs.ffn) != (mine.patch_size, mine.ffn):
         raise ConfigError(
             f"Teacher: patch {theirs.patch_size}, {theirs.ffn}; student: patch {mine.patch_size}, {mine.ffn}: "
-            "their weights do not correspond; use --start random."
+            "their weights do not correspond; use --init random."
         )
     if theirs.embed_dim // theirs.num_heads != mine.embed_dim // mine.num_heads:
-        raise ConfigError("Teacher and student have heads of different width: use --start random.")
+        raise ConfigError("Teacher and student have heads of different width: use --init random.")

@@ -33,9 +33,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "total D"], packing: Packing) -> Float[Tensor, "total D"]:
         """Attend within each sequence of the row."""
+        return self.proj(self.attend(x, packing))
+
+    def attend(self, x: Float[Tensor, "total D"], packing: Packing) -> Float[Tensor, "total D"]:
+        """What the heads say, side by side, before the output projection mixes them."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
-        attend = choose(q.device, q.dtype, q.shape[-1]) if len(packing.groups) > 1 else sdpa
-        return self.proj(attend(q, k, v, packing).flatten(-2))
+        kernel = choose(q.device, q.dtype, q.shape[-1]) if len(packing.groups) > 1 else sdpa
+        return kernel(q, k, v, packing).flatten(-2)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:

@@ -2,8 +2,9 @@
 
 from functools import partial
 
+import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers import GluMlp, LayerScale, Mlp
+from timm.layers import LayerScale
 from torch import Tensor, nn
 
 from dinov2_zoo.config import ModelConfig
@@ -12,6 +13,28 @@ from dinov2_zoo.models.packing import Packing
 from dinov2_zoo.models.stochastic_depth import Subset, subset_residual
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)  # official: 1e-6 everywhere
+
+
+class FeedForward(nn.Module):
+    """GELU MLP; or SwiGLU: silu(first half) * second half of one packed projection (timm's parameter names)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gated = config.ffn == "swiglu"
+        self.fc1 = nn.Linear(config.embed_dim, (2 if self.gated else 1) * config.ffn_hidden)
+        self.fc2 = nn.Linear(config.ffn_hidden, config.embed_dim)
+
+    def hidden(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... H"]:
+        """Activations of the hidden units: what the second layer reads."""
+        inner = self.fc1(x)
+        if not self.gated:
+            return F.gelu(inner)
+        gate, value = inner.chunk(2, dim=-1)
+        return F.silu(gate) * value
+
+    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+        """Both layers, token by token."""
+        return self.fc2(self.hidden(x))
 
 
 class Block(nn.Module):
@@ -27,7 +50,7 @@ class Block(nn.Module):
         self.attn = Attention(dim, config.num_heads)
         self.ls1 = LayerScale(dim, config.layer_scale)
         self.norm2 = LayerNorm(dim)
-        self.mlp = feed_forward(config)
+        self.mlp = FeedForward(config)
         self.ls2 = LayerScale(dim, config.layer_scale)
 
     def attention(self, x: Float[Tensor, "total D"], packing: Packing) -> Float[Tensor, "total D"]:
@@ -47,10 +70,3 @@ class Block(nn.Module):
             return x + self.feed_forward(x, packing)
         x = subset_residual(x, self.attention, packing, subsets[0])
         return subset_residual(x, self.feed_forward, packing, subsets[1])
-
-
-def feed_forward(config: ModelConfig) -> nn.Module:
-    """GELU MLP, or SwiGLU: silu(first half) * second half of one packed projection."""
-    if config.ffn == "mlp":
-        return Mlp(config.embed_dim, config.ffn_hidden)
-    return GluMlp(config.embed_dim, 2 * config.ffn_hidden, act_layer=nn.SiLU, gate_last=False)

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from dinov2_zoo.models.heads import FeatureProjector, PrototypeHead, at_least_fp32
 from dinov2_zoo.models.stochastic_depth import Subset
 from dinov2_zoo.models.students import TimmStudent
+from dinov2_zoo.models.tokens import BranchOutput, HeadOutput, Tokens
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 
-Crops = Float[Tensor, "V B 3 H W"]
+Crops = Float[Tensor, "_ _ 3 _ _"]
+"""Views of images, [V, B, 3, H, W]; V, H and W differ between groups."""
 
 
 class Branch(nn.Module):
@@ -55,7 +57,7 @@ class Branch(nn.Module):
         masks: Bool[Tensor, "V B N"] | None = None,
         subsets: Sequence[tuple[Subset, Subset]] | None = None,
         positions: Int64[Tensor, " n"] | None = None,
-    ) -> list[dict[str, Tensor]]:
+    ) -> list[BranchOutput]:
         """Outputs of groups of crops, all through the backbone in one packed pass.
 
         Args:
@@ -65,36 +67,35 @@ class Branch(nn.Module):
             positions: Which of the first group's V x B x N patches the iBOT head is asked about; None: all.
 
         Returns:
-            Per group, fp32: class [V, B, D] and patches [V, B, N, D]; with a projector, class_projected and
-            patches_projected; with a DINO head, dino_bottleneck [V, B, d]. The first group has dino_prototypes
-            [K, d] too and, with an iBOT head, ibot_bottleneck [n, d] and ibot_prototypes [K, d].
+            One output per group; only the first has patches after the iBOT head.
         """
-        outputs: list[dict[str, Tensor]] = []
-        features = self._features([group.flatten(0, 1) for group in crops], masks, subsets)
+        found = self._tokens([group.flatten(0, 1) for group in crops], masks, subsets)
         dino, ibot = self.heads
-        for number, (group, tokens) in enumerate(zip(crops, features, strict=True)):
+        class_prototypes = None if dino is None else at_least_fp32(dino.prototypes())
+        outputs: list[BranchOutput] = []
+        for number, (group, tokens) in enumerate(zip(crops, found, strict=True)):
             views = group.shape[:2]
-            found = {"class": tokens["x_norm_clstoken"], "patches": tokens["x_norm_patchtokens"]}
-            if self.projector is not None:
-                found["class_projected"] = self.projector.class_token(found["class"])
-                found["patches_projected"] = self.projector.patches(found["patches"])
-            if dino is not None:
-                found["dino_bottleneck"] = dino(found["class"])
-            found = {name: at_least_fp32(x).unflatten(0, views) for name, x in found.items()}
-            if dino is not None and number == 0:
-                found["dino_prototypes"] = dino.prototypes()
+            of_class = of_patches = None
+            if dino is not None and class_prototypes is not None:
+                of_class = HeadOutput(dino(tokens.class_token).unflatten(0, views), class_prototypes)
             if ibot is not None and number == 0:
-                patches = tokens["x_norm_patchtokens"].flatten(0, 1)
-                found["ibot_bottleneck"] = ibot(patches if positions is None else patches[positions])
-                found["ibot_prototypes"] = ibot.prototypes()
-            outputs.append(found)
+                patches = tokens.patches.flatten(0, 1)
+                asked = patches if positions is None else patches[positions]
+                of_patches = HeadOutput(ibot(asked), at_least_fp32(ibot.prototypes()))
+            projected = None if self.projector is None else _full(self.projector(tokens), views)
+            outputs.append(BranchOutput(_full(tokens, views), projected, of_class, of_patches))
         return outputs
 
-    def _features(
+    def _tokens(
         self, groups: list[Tensor], masks: Tensor | None, subsets: Sequence[tuple[Subset, Subset]] | None
-    ) -> list[dict[str, Tensor]]:
+    ) -> list[Tokens]:
         if isinstance(self.backbone, TimmStudent):
             assert masks is None and subsets is None, "timm networks have neither mask tokens nor our blocks"
-            return self.backbone.forward_features(groups)
+            return self.backbone.tokens(groups)
         hidden = [None if masks is None else masks.flatten(0, 1), *[None] * (len(groups) - 1)]
-        return self.backbone.forward_features(groups, hidden, subsets)
+        return self.backbone.tokens(groups, hidden, subsets)
+
+
+def _full(tokens: Tokens, views: tuple[int, ...]) -> Tokens:
+    """Tokens in fp32 or better, view by view."""
+    return tokens.map(lambda x: at_least_fp32(x).unflatten(0, views))

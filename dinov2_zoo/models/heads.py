@@ -7,6 +7,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from dinov2_zoo.config import HeadConfig
+from dinov2_zoo.models.tokens import Tokens
 
 
 class PrototypeHead(nn.Module):
@@ -76,6 +77,10 @@ class FeatureProjector(nn.Module):
         super().__init__()
         self.class_token = nn.Linear(class_dim, teacher_dim)
         self.patches = nn.Linear(patch_dim, teacher_dim)
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        """Each kind of token through its own map."""
+        return Tokens(self.class_token(tokens.class_token), self.patches(tokens.patches))
 
 
 def at_least_fp32(x: Tensor) -> Tensor:

@@ -20,16 +20,16 @@ class Packing:
     """(sequences, tokens per sequence) of each group, in order."""
 
     @staticmethod
-    def of(groups: Sequence[Float[Tensor, "B N D"]]) -> "Packing":
+    def of(groups: Sequence[Float[Tensor, "_ _ D"]]) -> "Packing":
         """The packing of some groups of sequences."""
         return Packing(tuple((g.shape[0], g.shape[1]) for g in groups))
 
-    def pack(self, groups: Sequence[Float[Tensor, "B N D"]]) -> Float[Tensor, "total D"]:
+    def pack(self, groups: Sequence[Float[Tensor, "_ _ D"]]) -> Float[Tensor, "total D"]:
         """Lay groups end to end; a single group is only viewed."""
         rows = [g.flatten(0, 1) for g in groups]
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
-    def unpack(self, row: Float[Tensor, "total ..."]) -> list[Float[Tensor, "B N ..."]]:
+    def unpack(self, row: Float[Tensor, "total ..."]) -> list[Float[Tensor, "_ _ ..."]]:
         """Views of a row as its groups."""
         parts = row.split([batch * tokens for batch, tokens in self.groups])
         return [part.unflatten(0, group) for part, group in zip(parts, self.groups, strict=True)]

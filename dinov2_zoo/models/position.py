@@ -1,4 +1,4 @@
-"""Position embeddings for any image size: the stored grid, resampled bicubically.
+"""Position embeddings: how they are stored, and the stored grid resampled bicubically for any image size.
 
 The published models were trained with two rules, and features differ by them (official `interpolate_pos_encoding`):
 without registers the sampling step comes from a scale factor (target + 0.1) / stored, which shifts every coordinate a
@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+from dinov2_zoo.config import ModelConfig
 
 
 def resample_positions(
@@ -34,3 +36,26 @@ def resample_positions(
         image = F.interpolate(image, size=(height, width), mode="bicubic", antialias=antialias)
     assert image.shape[2:] == (height, width), "the offset must not change the number of patches"
     return image.flatten(2).transpose(1, 2).to(grid.dtype)
+
+
+def fold_class_position(
+    cls_token: Float[Tensor, "1 1 D"], positions: Float[Tensor, "1 M D"]
+) -> tuple[Float[Tensor, "1 1 D"], Float[Tensor, "1 N D"]]:
+    """Class token and grid of a model that stores a position for the class token too: it joins the token."""
+    return cls_token + positions[:, :1], positions[:, 1:]
+
+
+def with_class_position(grid: Float[Tensor, "1 N D"]) -> Float[Tensor, "1 M D"]:
+    """Undo `fold_class_position`: a grid with a class position in front, which is zero, as the token contains it."""
+    return torch.cat([torch.zeros_like(grid[:, :1]), grid], dim=1)
+
+
+def grid_for(config: ModelConfig, grid: Float[Tensor, "1 N D"], rows: int, columns: int) -> Float[Tensor, "1 M D"]:
+    """A model's stored grid, resampled by the rule that it was trained with."""
+    return resample_positions(grid, rows, columns, offset=config.position_offset, antialias=config.position_antialias)
+
+
+def stored_for(config: ModelConfig, positions: Float[Tensor, "1 N D"], side: int) -> Float[Tensor, "1 M D"]:
+    """A model's `pos_embed`, class position included if it stores one, for a grid of side x side patches."""
+    first = 0 if config.num_registers else 1
+    return torch.cat([positions[:, :first], grid_for(config, positions[:, first:], side, side)], dim=1)

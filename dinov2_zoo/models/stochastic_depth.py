@@ -26,7 +26,7 @@ class Subset:
     rows: Int64[Tensor, " kept"]
     """Their tokens' indices in the row, in order."""
     packing: Packing
-    """Of the kept tokens."""
+    """How the kept tokens divide into sequences."""
     scale: Float[Tensor, "kept 1"]
     """Sequences / kept sequences, of each token's group."""
 
@@ -47,10 +47,10 @@ def draw_subsets(
     Args:
         seeds: One per image: `Batch.seeds`.
         views: Crops per image in each group; a group's sequences are ordered by view, then image.
-        packing: Of the whole row.
+        packing: How the whole row divides into sequences.
         depth: Blocks.
         rate: Share of sequences left out, the same for all blocks (official).
-        device: Of the row.
+        device: Where the row is.
     """
     keys = torch.stack(
         [torch.rand(sum(views), 2 * depth, generator=torch.Generator().manual_seed(s)) for s in seeds.tolist()], dim=1

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dinov2_zoo.errors import ConfigError
+from dinov2_zoo.models.tokens import Tokens
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.models.zoo import model_config
 
@@ -51,12 +52,35 @@ class TimmStudent(nn.Module):
         self.name = name
         self.img_size = img_size
         self.net = _create(name, img_size)
+        self._checkpoint_blocks = False
         self.embed_dim = int(self.net.num_features)  # pyright: ignore[reportArgumentType]
         probe = self.try_size(img_size, "set crops.global_size to a size it takes")
-        self.class_dim = probe["x_norm_clstoken"].shape[-1]
+        self.class_dim = probe.class_token.shape[-1]
 
-    def try_size(self, size: int, remedy: str) -> dict[str, Any]:
-        """Features of one image of `size` pixels, all zero.
+    @property
+    def checkpoint_blocks(self) -> bool:
+        """Recompute blocks in the backward pass, to save memory; batch norms then see each batch twice.
+
+        Raises:
+            ConfigError: On setting it: timm cannot do that with this network.
+        """
+        return self._checkpoint_blocks
+
+    @checkpoint_blocks.setter
+    def checkpoint_blocks(self, recompute: bool) -> None:
+        if recompute == self._checkpoint_blocks:
+            return
+        try:
+            self.net.set_grad_checkpointing(recompute)  # pyright: ignore[reportCallIssue]
+        except (AttributeError, AssertionError) as error:
+            raise ConfigError(
+                f"timm cannot recompute the blocks of {self.name}: set runtime.activation_checkpointing to false, and "
+                "a smaller batch or optim.accumulate if memory is short."
+            ) from error
+        self._checkpoint_blocks = recompute
+
+    def try_size(self, size: int, remedy: str) -> Tokens:
+        """Tokens of one image of `size` pixels, all zero.
 
         Raises:
             ConfigError: The network does not take such images; ends with `remedy`.
@@ -64,7 +88,7 @@ class TimmStudent(nn.Module):
         self.net.eval()
         try:
             with torch.no_grad():
-                return self.forward_features(torch.zeros(1, 3, size, size))
+                return self.tokens([torch.zeros(1, 3, size, size)])[0]
         except (RuntimeError, AssertionError, ValueError) as error:
             if isinstance(error, ConfigError):
                 raise
@@ -78,15 +102,22 @@ class TimmStudent(nn.Module):
     def forward_features(self, x: Sequence[Tensor]) -> list[dict[str, Any]]: ...
     def forward_features(self, x: Tensor | Sequence[Tensor]) -> dict[str, Any] | list[dict[str, Any]]:
         """As `VisionTransformer.forward_features`: x_norm_clstoken [B, class_dim] and x_norm_patchtokens [B, N, D]."""
-        if not isinstance(x, Tensor):
-            return [self.forward_features(images) for images in x]
-        features = self.net.forward_features(x)  # pyright: ignore[reportCallIssue]
+        found = [
+            {"x_norm_clstoken": tokens.class_token, "x_norm_patchtokens": tokens.patches}
+            for tokens in self.tokens([x] if isinstance(x, Tensor) else x)
+        ]
+        return found[0] if isinstance(x, Tensor) else found
+
+    def tokens(self, groups: Sequence[Float[Tensor, "_ 3 _ _"]]) -> list[Tokens]:
+        """Tokens of groups of images, one group after the other: [B, class_dim] and [B, N, D]."""
+        return [self._tokens(images) for images in groups]
+
+    def _tokens(self, images: Float[Tensor, "B 3 H W"]) -> Tokens:
+        features = self.net.forward_features(images)  # pyright: ignore[reportCallIssue]
         if not isinstance(features, Tensor):
             raise ConfigError(f"{self.name} has several feature maps: choose a network with one.")
-        return {
-            "x_norm_clstoken": self.net.forward_head(features, pre_logits=True),  # pyright: ignore[reportCallIssue]
-            "x_norm_patchtokens": self._patches(features),
-        }
+        class_token: Tensor = self.net.forward_head(features, pre_logits=True)  # pyright: ignore[reportCallIssue]
+        return Tokens(class_token, self._patches(features))
 
     def _patches(self, features: Tensor) -> Float[Tensor, "B N D"]:
         """The feature map as a row-major square grid of tokens, prefix tokens left out."""
@@ -103,7 +134,7 @@ class TimmStudent(nn.Module):
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         """The class feature."""
-        return self.forward_features(x)["x_norm_clstoken"]
+        return self._tokens(x).class_token
 
 
 def _create(name: str, img_size: int) -> nn.Module:

@@ -13,11 +13,16 @@ from dinov2_zoo.config import ModelConfig, nearest_multiples
 from dinov2_zoo.errors import ConfigError
 from dinov2_zoo.models.block import Block, LayerNorm
 from dinov2_zoo.models.packing import Packing
-from dinov2_zoo.models.position import resample_positions
+from dinov2_zoo.models.position import fold_class_position, grid_for, with_class_position
 from dinov2_zoo.models.stochastic_depth import Subset
+from dinov2_zoo.models.tokens import Tokens
 
 Images = Float[Tensor, "B 3 H W"]
 Masks = Bool[Tensor, "B N"]
+Groups = Sequence[Float[Tensor, "_ 3 _ _"]]
+"""Groups of images, each [B, 3, H, W] with its own B, H and W."""
+GroupMasks = Sequence[Bool[Tensor, "_ _"] | None]
+"""The masks of each group, [B, N], if it has some."""
 Subsets = Sequence[tuple[Subset, Subset]] | None
 
 
@@ -93,20 +98,32 @@ class VisionTransformer(nn.Module):
         patches = self.patch_embed(images)
         if masks is not None:
             patches = torch.where(masks.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
-        cls_token, positions = self.cls_token, self.pos_embed
-        if not self.num_registers:
-            cls_token, positions = cls_token + positions[:, :1], positions[:, 1:]
-        patches = patches + resample_positions(
-            positions, rows, columns, offset=self.config.position_offset, antialias=self.config.position_antialias
-        )
+        cls_token, grid = self.class_token_and_grid()
+        patches = patches + grid_for(self.config, grid, rows, columns)
         first = [cls_token, self.reg_token] if self.num_registers else [cls_token]
         # Registers have no position. Under autocast patches come in bf16, but positions are fp32: so are their sum and
         # the residual stream that begins here.
         return torch.cat([*(t.expand(images.shape[0], -1, -1) for t in first), patches], dim=1)
 
+    def class_token_and_grid(self) -> tuple[Float[Tensor, "1 1 D"], Float[Tensor, "1 N D"]]:
+        """The class token with its position, and the stored grid of patch positions."""
+        if self.num_registers:
+            return self.cls_token, self.pos_embed
+        return fold_class_position(self.cls_token, self.pos_embed)
+
+    def position_grid(self, side: int) -> Float[Tensor, "1 M D"]:
+        """Patch positions for images of side x side patches."""
+        return grid_for(self.config, self.class_token_and_grid()[1], side, side)
+
+    @torch.no_grad()
+    def set_class_token_and_grid(self, cls_token: Float[Tensor, "1 1 D"], grid: Float[Tensor, "1 N D"]) -> None:
+        """Undo `class_token_and_grid`: store a class token that contains its position, and a grid of this size."""
+        self.cls_token.copy_(cls_token)
+        self.pos_embed.copy_(grid if self.num_registers else with_class_position(grid))
+
     # ---------------------------------------------------------------- features out
 
-    def packing(self, groups: Sequence[Images]) -> Packing:
+    def packing(self, groups: Groups) -> Packing:
         """How the tokens of some groups of images lie in one row."""
         first, cell = 1 + self.num_registers, self.patch_size
         return Packing(tuple((g.shape[0], first + (g.shape[-2] // cell) * (g.shape[-1] // cell)) for g in groups))
@@ -139,18 +156,14 @@ class VisionTransformer(nn.Module):
             return self._forward_groups([x], [masks], subsets)[0]
         return self._forward_groups(x, [None] * len(x) if masks is None else list(masks), subsets)
 
-    def _forward_groups(
-        self, x: Sequence[Tensor], masks: Sequence[Tensor | None], subsets: Subsets
-    ) -> list[dict[str, Any]]:
-        groups = [self.prepare_tokens(images, mask) for images, mask in zip(x, masks, strict=True)]
-        packing = Packing.of(groups)
-        row = packing.pack(groups)
-        recompute = self.checkpoint_blocks and torch.is_grad_enabled()
-        for block, subset in zip(self.blocks, subsets or [None] * len(self.blocks), strict=True):
-            if recompute:  # no block draws random numbers, so there is no state of theirs to restore
-                row = checkpoint(block, row, packing, subset, use_reentrant=False, preserve_rng_state=False)
-            else:
-                row = block(row, packing, subset)
+    def tokens(self, groups: Groups, masks: GroupMasks | None = None, subsets: Subsets = None) -> list[Tokens]:
+        """Class and patch tokens of groups of images: `forward_features` for the code of this package."""
+        packing, row = self._run_blocks(groups, masks or [None] * len(groups), subsets)
+        first = 1 + self.num_registers
+        return [Tokens(tokens[:, 0], tokens[:, first:]) for tokens in packing.unpack(self.norm(row))]
+
+    def _forward_groups(self, x: Groups, masks: GroupMasks, subsets: Subsets) -> list[dict[str, Any]]:
+        packing, row = self._run_blocks(x, masks, subsets)
         normed, prenorm, first = packing.unpack(self.norm(row)), packing.unpack(row), 1 + self.num_registers
         return [
             {
@@ -162,6 +175,19 @@ class VisionTransformer(nn.Module):
             }
             for tokens, before, mask in zip(normed, prenorm, masks, strict=True)
         ]
+
+    def _run_blocks(self, x: Groups, masks: GroupMasks, subsets: Subsets) -> tuple[Packing, Float[Tensor, "total D"]]:
+        """All tokens in one row after the last block, before the final norm."""
+        groups = [self.prepare_tokens(images, mask) for images, mask in zip(x, masks, strict=True)]
+        packing = Packing.of(groups)
+        row = packing.pack(groups)
+        recompute = self.checkpoint_blocks and torch.is_grad_enabled()
+        for block, subset in zip(self.blocks, subsets or [None] * len(self.blocks), strict=True):
+            if recompute:  # no block draws random numbers, so there is no state of theirs to restore
+                row = checkpoint(block, row, packing, subset, use_reentrant=False, preserve_rng_state=False)
+            else:
+                row = block(row, packing, subset)
+        return packing, row
 
     def get_intermediate_layers(
         self,

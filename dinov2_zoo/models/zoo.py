@@ -1,6 +1,7 @@
 """The named models: paper, Table 17, and a tiny one; with 0 or 4 registers."""
 
 import difflib
+import re
 
 from dinov2_zoo.config import ModelConfig
 from dinov2_zoo.errors import ConfigError
@@ -47,7 +48,25 @@ def model_config(name: str) -> ModelConfig:
         ConfigError: There is no such model; the nearest name is given.
     """
     if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.4)
-        hint = f"did you mean `{near[0]}`?" if near else f"use one of {', '.join(MODELS)}."
+        near = nearest_model(name)
+        hint = f"did you mean `{near}`?" if near else f"use one of {', '.join(MODELS)}."
         raise ConfigError(f"There is no model `{name}`: {hint} (Any timm model: `timm:<name>`.)")
     return MODELS[name]
+
+
+def nearest_model(name: str) -> str | None:
+    """The model that a name was probably meant for: misspelt, or Meta's, timm's or the Hub's name of it.
+
+    Args:
+        name: As in "vits41", "dinov2_vitb14_reg", "vit_small_patch14_dinov2.lvd142m", "facebook/dinov2-base".
+
+    Returns:
+        A name of `list_models()`; None where none is near.
+    """
+    words = name.lower().rpartition("/")[2]
+    size = re.search(r"giant|large|base|small|tiny", words)
+    if "dinov2" in words and size:
+        spelt = f"vit{'ti' if size[0] == 'tiny' else size[0][0]}14{'_reg4' if 'reg' in words else ''}"
+    else:
+        spelt = re.sub(r"_reg$", "_reg4", words.removeprefix("dinov2_"))
+    return next(iter(difflib.get_close_matches(spelt, MODELS, n=1, cutoff=0.6)), None)

@@ -27,7 +27,7 @@ def sinkhorn_bias(
         bottleneck: This process's tokens.
         prototypes: The teacher's.
         temperature: T.
-        iterations: Of the whole alternation (official: 3).
+        iterations: How often both are scaled (official: 3).
         chunk: Tokens at a time.
     """
     log_u = bottleneck.new_zeros(len(prototypes))

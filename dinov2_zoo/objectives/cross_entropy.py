@@ -29,7 +29,7 @@ def plain_cross_entropy(
         prototypes: The student's prototypes w.
         targets: One or several teacher targets of each of the n tokens, row by row.
         temperature: The student's.
-        weights: Of the tokens; None: 1 each.
+        weights: How much each token counts; None: 1.
     """
     log_p = torch.log_softmax(bottleneck @ prototypes.T / temperature, dim=1)
     if weights is not None:

@@ -70,7 +70,7 @@ class Distillation(nn.Module):
 
     def _positions(self, batch: Batch) -> Int64[Tensor, " n"] | None:
         """Patches of the global crops that iBOT compares; None: all."""
-        share = self.config.prototypes.patch_share
+        share = self.config.patch_share
         if share >= 1:
             return None
         views, _, _, height, width = batch.global_crops.shape

@@ -1,4 +1,4 @@
-"""Is the teacher collapsing? Figures that show it long before k-NN does.
+"""Is the teacher collapsing? Metrics that show it long before k-NN does.
 
 A collapsed network says the same of every image. Its prototypes' distribution may then be one spike or perfectly flat,
 so neither its entropy nor its loss tells; what tells is that knowing the image no longer changes the distribution.
@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from dinov2_zoo.objectives.precision import without_autocast
 
+
+@without_autocast
 @torch.no_grad()
 def health(
     class_tokens: Float[Tensor, "n D"],
@@ -20,7 +23,7 @@ def health(
     *,
     temperature: float,
 ) -> dict[str, Tensor]:
-    """Figures of one process's batch.
+    """Health metrics of one process's batch.
 
     Args:
         class_tokens: The teacher's, before its head.

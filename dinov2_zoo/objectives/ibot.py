@@ -29,7 +29,7 @@ def ibot_loss(
         prototypes: The student's.
         targets: The teacher's target of the same patches.
         temperature: The student's.
-        weights: Of the patches (`masked_weights`); None: 1 / n each.
+        weights: How much each patch counts (`masked_positions`); None: 1 / n.
         chunk: Tokens at a time.
     """
     if weights is None:

@@ -29,7 +29,7 @@ def koleo_loss(class_tokens: Float[Tensor, "B D"], eps: float = 1e-8) -> Float[T
     return -torch.log(F.pairwise_distance(unit, everyone[nearest], eps=eps) + eps).mean()
 
 
-def gather_with_gradient(rows: Float[Tensor, "B D"]) -> Float[Tensor, "W*B D"]:
+def gather_with_gradient(rows: Float[Tensor, "B D"]) -> Float[Tensor, "everyone D"]:
     """Rows of all processes, in rank order; gradients flow back to the process that each row came from."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return rows

@@ -1,17 +1,19 @@
 """The paper's objective: DINO on class tokens, iBOT on patch tokens, KoLeo; in pretraining and in distillation."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dinov2_zoo.config import PrototypesConfig
+from dinov2_zoo.models.tokens import BranchOutput, HeadOutput
 from dinov2_zoo.objectives.centering import sinkhorn_bias, update_center
 from dinov2_zoo.objectives.dino import dino_loss
 from dinov2_zoo.objectives.ibot import ibot_loss
 from dinov2_zoo.objectives.koleo import koleo_loss
+from dinov2_zoo.objectives.precision import without_autocast
 from dinov2_zoo.objectives.targets import Targets
-
-Outputs = list[dict[str, Tensor]]
 
 
 class PrototypesObjective(nn.Module):
@@ -34,10 +36,11 @@ class PrototypesObjective(nn.Module):
         self.register_buffer("dino_center", torch.zeros(dino_prototypes))
         self.register_buffer("ibot_center", torch.zeros(ibot_prototypes))
 
+    @without_autocast
     def forward(
         self,
-        student: Outputs,
-        teacher: Outputs,
+        student: Sequence[BranchOutput],
+        teacher: Sequence[BranchOutput],
         *,
         teacher_temperature: float,
         patch_weights: Float[Tensor, " n"] | None = None,
@@ -47,40 +50,40 @@ class PrototypesObjective(nn.Module):
         Args:
             student: Outputs for the global crops and, if there are any, the local ones.
             teacher: Outputs for the global crops, at the same patches.
-            teacher_temperature: Of the teacher's softmax, now.
-            patch_weights: Of the patches in the iBOT term; None: equal ones.
+            teacher_temperature: The teacher's softmax has it now.
+            patch_weights: How much each patch counts in the iBOT term; None: all the same.
         """
         config, temperature = self.config, self.config.student_temperature
         mine, theirs = student[0], teacher[0]
-        # Small temperatures: logits are computed in fp32 even where the networks run in bf16.
-        with torch.autocast(mine["class"].device.type, enabled=False):
-            images = mine["class"].shape[1]
-            class_targets = self._targets(theirs, "dino", teacher_temperature)
-            dino = dino_loss(
-                mine["dino_bottleneck"],
-                student[1]["dino_bottleneck"] if len(student) > 1 else mine["dino_bottleneck"][:0],
-                mine["dino_prototypes"],
-                [_rows(class_targets, slice(0, images)), _rows(class_targets, slice(images, None))],
-                temperature=temperature,
-                chunk=config.chunk,
-            )
-            ibot = ibot_loss(
-                mine["ibot_bottleneck"],
-                mine["ibot_prototypes"],
-                self._targets(theirs, "ibot", teacher_temperature),
-                temperature=temperature,
-                weights=patch_weights,
-                chunk=config.chunk,
-            )
-            koleo = torch.stack([koleo_loss(view) for view in mine["class"]]).sum()
+        assert mine.dino and mine.ibot and theirs.dino and theirs.ibot, "both branches have both heads"
+        views = mine.dino.bottleneck
+        class_targets = self._targets(theirs.dino, self.dino_center, teacher_temperature)
+        images = views.shape[1]
+        dino = dino_loss(
+            views,
+            student[1].dino.bottleneck if len(student) > 1 and student[1].dino else views[:0],
+            mine.dino.prototypes,
+            [class_targets[:images], class_targets[images:]],
+            temperature=temperature,
+            chunk=config.chunk,
+        )
+        ibot = ibot_loss(
+            mine.ibot.bottleneck,
+            mine.ibot.prototypes,
+            self._targets(theirs.ibot, self.ibot_center, teacher_temperature),
+            temperature=temperature,
+            weights=patch_weights,
+            chunk=config.chunk,
+        )
+        koleo = torch.stack([koleo_loss(view) for view in mine.tokens.class_token]).sum()
         loss = config.dino_weight * dino + config.ibot_weight * ibot + config.koleo_weight * koleo
         return {"loss": loss, "dino": dino, "ibot": ibot, "koleo": koleo}
 
     @torch.no_grad()
-    def _targets(self, teacher: dict[str, Tensor], head: str, temperature: float) -> Targets:
+    def _targets(self, teacher: HeadOutput, center: Float[Tensor, " K"], temperature: float) -> Targets:
         """The teacher's distributions, balanced."""
         config = self.config
-        bottleneck, prototypes = teacher[f"{head}_bottleneck"].flatten(0, -2), teacher[f"{head}_prototypes"]
+        bottleneck, prototypes = teacher.bottleneck.flatten(0, -2), teacher.prototypes
         if config.centering == "sinkhorn":
             bias = sinkhorn_bias(
                 bottleneck,
@@ -90,12 +93,7 @@ class PrototypesObjective(nn.Module):
                 chunk=config.chunk,
             )
         else:
-            center = self.dino_center if head == "dino" else self.ibot_center
             bias = -center.to(bottleneck.dtype) / temperature
             if self.training:
                 update_center(center, bottleneck, prototypes, momentum=config.center_momentum)
         return Targets(bottleneck, prototypes, bias, temperature)
-
-
-def _rows(targets: Targets, rows: slice) -> Targets:
-    return Targets(targets.bottleneck[rows], targets.prototypes, targets.bias, targets.temperature)

@@ -65,11 +65,11 @@ class SelfDistillation(nn.Module):
             teacher = self.ema(crops[:1], positions=positions)
         terms = self.objective(student, teacher, teacher_temperature=temperature, patch_weights=weights)
         seen = teacher[0]
-        with torch.autocast(batch.global_crops.device.type, enabled=False):
-            figures = health(
-                seen["class"][0], seen["dino_bottleneck"][0], seen["dino_prototypes"], temperature=temperature
-            )
-        return terms | {f"health/{name}": figure for name, figure in figures.items()}
+        assert seen.dino is not None
+        metrics = health(
+            seen.tokens.class_token[0], seen.dino.bottleneck[0], seen.dino.prototypes, temperature=temperature
+        )
+        return terms | {f"health/{name}": metric for name, metric in metrics.items()}
 
     def _subsets(self, batch: Batch, crops: list[Tensor]) -> Sequence[tuple[Subset, Subset]] | None:
         """Which sequences pass through each of the student's blocks."""

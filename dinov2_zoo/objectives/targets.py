@@ -5,10 +5,10 @@ vector z, the prototypes w, and one bias per prototype,
 
     target_k = softmax_k(z . w_k / T + bias_k).
 
-The [tokens, K] matrix of probabilities need never exist as a whole; `chunked` losses form it piece by piece.
+The [tokens, K] matrix of probabilities need never exist as a whole; `chunked_cross_entropy` forms it piece by piece.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,10 @@ class Targets:
     bias: Float[Tensor, " K"]
     """Zero; -centre / T (EMA centring); or log u (Sinkhorn-Knopp)."""
     temperature: float
+
+    def __getitem__(self, rows: slice) -> "Targets":
+        """Targets of some of the tokens."""
+        return replace(self, bottleneck=self.bottleneck[rows])
 
     def probabilities(self, rows: slice = slice(None)) -> Float[Tensor, "m K"]:
         """The distributions of some tokens, each row summing to 1."""

@@ -24,6 +24,8 @@ def write_report(
     summary: str,
     tables: Sequence[Table] = (),
     pictures: Sequence[tuple[str, Image.Image]] = (),
+    snippet: str = "",
+    curves_note: str = "",
     metrics_file: Path | None = None,
     config: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -36,6 +38,8 @@ def write_report(
         summary: What was run and what came out, plain text; empty lines part paragraphs.
         tables: Measurements.
         pictures: (caption, picture), embedded.
+        snippet: Code that uses what was made.
+        curves_note: What to expect of the curves.
         metrics_file: metrics.jsonl for the curves; left out when None or missing.
         config: Resolved settings, nested dicts.
         provenance: Versions, revision, machine.
@@ -54,6 +58,8 @@ def write_report(
         title=title,
         paragraphs=[part.strip() for part in summary.split("\n\n") if part.strip()],
         tables=tables,
+        snippet=snippet,
+        curves_note=curves_note,
         pictures=[(caption, data_uri(picture), picture.size) for caption, picture in pictures],
         curves=curves(read_metrics(metrics_file)) if metrics_file is not None and metrics_file.exists() else [],
         config=list(flatten(config or {})),

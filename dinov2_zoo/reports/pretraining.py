@@ -10,7 +10,7 @@ from dinov2_zoo.evaluation.table import Cell, Table
 from dinov2_zoo.reports.curves import read_metrics
 from dinov2_zoo.reports.html import write_report
 
-# Figure in metrics.jsonl and what it is called.
+# Metric in metrics.jsonl and what it is called.
 HEALTH_ROWS = (
     ("health/information", "nats that an image tells about its prototype"),
     ("health/prototypes_used", "images with a prototype of their own, share"),
@@ -20,15 +20,15 @@ HEALTH_ROWS = (
 
 
 def pretraining_table(stages: Mapping[str, Mapping[str, float]], metrics: Path) -> Table:
-    """Figures of the teacher at some stages.
+    """Metrics of the teacher at some stages.
 
     Args:
         stages: {name: {"knn": accuracy}}, the first and the last.
-        metrics: metrics.jsonl; its first and last lines give the health figures.
+        metrics: metrics.jsonl; its first and last lines give the health metrics.
     """
     rows: list[list[Cell]] = []
-    if any(figures for figures in stages.values()):
-        rows.append([f"k-NN accuracy (k = {KNN_K})", *(figures.get("knn") for figures in stages.values())])
+    if any(stages.values()):
+        rows.append([f"k-NN accuracy (k = {KNN_K})", *(found.get("knn") for found in stages.values())])
     series = read_metrics(metrics) if metrics.exists() else {}
     blanks: list[Cell] = [None] * (len(stages) - 2)
     for name, title in HEALTH_ROWS:
@@ -37,19 +37,20 @@ def pretraining_table(stages: Mapping[str, Mapping[str, float]], metrics: Path) 
     if series.get("images_per_second"):
         speed = statistics.median(rate for _, rate in series["images_per_second"])
         rows.append(["training, images/s", None, *blanks, speed])
-    return Table("The teacher", ["", *stages], rows, "Health figures: of the first and the last logged batches.")
+    return Table("The teacher", ["", *stages], rows, "Health metrics: of the first and the last logged batches.")
 
 
 def pretraining_report(folder: Path, table: Table) -> None:
     """Write report.html into a run folder that holds config.json and metrics.jsonl."""
     record = json.loads((folder / "config.json").read_text())
     config = record["config"]
-    begun = f"from {config['init']}" if config["init"] else "from random weights"
+    begun = f"from {config['init']}" if config["init"] != "random" else "from random weights"
     what = "Heads fitted on a frozen backbone" if config["freeze_backbone"] else "Self-distillation"
     seen = config["optim"]["steps"] * config["loader"]["batch_size"]
+    network = config["model"] if config["init"] == "random" else config["init"]
     write_report(
         folder / "report.html",
-        title=f"{config['init'] or config['model']}, {'heads fitted' if config['freeze_backbone'] else 'pretrained'}",
+        title=f"{network}, {'heads fitted' if config['freeze_backbone'] else 'pretrained'}",
         summary=f"{what} {begun} on {config['data']}: {config['optim']['steps']:,} steps, {seen:,} images seen.",
         tables=[table],
         metrics_file=folder / "metrics.jsonl",

@@ -1,1 +1,9 @@
-"""One training loop and what it stands on: processes and devices, parameter groups, schedules, EMA, state, log."""
+"""One training loop and what it stands on.
+
+Read first:
+    loop.py      a step: batch, backward, update, log
+    session.py   a run around the loop: resume, checkpoints, held-out measurements, stop requests
+    runtime.py   where it runs: processes, device, precision; launchers.py reads what started it
+    sharding.py  one model over many GPUs, branch by branch
+    checkpoints/ what a run leaves to go on from: writer.py, manifest.py, find.py, resume.py
+"""

@@ -1,10 +1,10 @@
-"""Says aloud when a run's health figures look like collapse, with what has helped."""
+"""Warns when a run's health metrics look like collapse, with what has helped."""
 
 from collections.abc import Callable, Mapping
 
 from dinov2_zoo.training.state import TrainState
 
-# Figure, smallest value that is not worrying, what to say. The limits are chosen here, below what a sound run shows:
+# Metric, smallest value that is not worrying, what to say. The limits are chosen here, below what a sound run shows:
 # the pretraining demo begins at (1.0 nats, rank 1.7, 0.3 of the images with a prototype of their own) and ends at
 # (0.4, 4.6, 0.5).
 LIMITS = (
@@ -30,7 +30,7 @@ LIMITS = (
 
 
 class HealthWatch:
-    """A hook: warns once per figure when it is below its limit in two logged lines running, after `from_step`.
+    """A hook: warns once per metric when it is below its limit in two logged lines running, after `from_step`.
 
     Args:
         say: Prints a sentence.

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from dinov2_zoo.data.batch import Batch
-from dinov2_zoo.errors import TrainingError
 from dinov2_zoo.training import gradients
 from dinov2_zoo.training.bad_steps import record_bad_step
 from dinov2_zoo.training.ema import update_ema
+from dinov2_zoo.training.interval import Interval, peak_memory
 from dinov2_zoo.training.log import RunLog
 from dinov2_zoo.training.runtime import Runtime
 from dinov2_zoo.training.state import TrainState
@@ -46,28 +46,22 @@ def train(
     """
     config, schedules = state.config, state.schedules
     state.module.train()
-    stream = iter(batches)
-    totals: dict[str, Tensor] = {}  # on the device: reading them every step would make the host wait
-    steps_in_totals, steps_in_line, waited, stopping = 0, 0, 0.0, False
+    stream, interval, stopping = iter(batches), Interval(), False
 
     while state.step < config.steps and not stopping:
         started = time.perf_counter()
         schedules.apply(state.optimizer, state.step)
         # What the forward pass itself moves (centres, running statistics), to undo a bad step.
         statistics = [(b, b.clone()) for b in state.statistics()] if config.max_bad_steps else []
-
-        micro_terms: list[dict[str, Tensor]] = []
         micro_batches: list[Batch] = []
+        micro_terms: list[dict[str, Tensor]] = []
         for micro in range(config.accumulate):
-            asked = time.perf_counter()
-            batch = next(stream, None)
-            waited += time.perf_counter() - asked
-            if batch is None:
-                raise TrainingError(
-                    f"The data ended at step {state.step} of {config.steps}: give more, or fewer steps."
-                )
-            log.skip(batch.skipped)
+            # ---------------------------------------------------------------- batch
+            batch = interval.next_batch(stream, f"step {state.step} of {config.steps}")
             micro_batches.append(batch)
+            log.skip(batch.skipped)
+
+            # ---------------------------------------------------------------- backward
             if isinstance(state.student, FSDPModule):  # reduce gradients once per step, not once per micro-batch
                 state.student.set_requires_gradient_sync(micro == config.accumulate - 1)
             with runtime.autocast():
@@ -75,52 +69,54 @@ def train(
             (terms["loss"] / config.accumulate).backward()
             micro_terms.append({name: term.detach() for name, term in terms.items()})
 
-        # One reduction tells all processes the gradient norms, whether anything is not finite and whether one of them
-        # was asked to stop, so all take the same turn. It is the step's one wait for the device: the price of never
-        # updating with a bad gradient.
+        # -------------------------------------------------------------------- update
         parts = gradients.gradients_by_part(state.student)
-        loss = torch.stack([terms["loss"] for terms in micro_terms]).sum().double()
-        asked_to_stop = torch.full((1,), float(stop()), dtype=torch.float64, device=loss.device)
-        squares = gradients.squared_norms(parts) / runtime.replicas
-        shares = runtime.sum(torch.cat([asked_to_stop, loss[None], squares]))
-        stopping, finite = torch.stack([shares[0] > 0, torch.isfinite(shares).all()]).tolist()
-        norms = shares[2:].sqrt()
+        stopping, finite, norms = _agree(runtime, stop(), micro_terms, parts)
         if finite:
             gradients.clip(parts, norms, config.clip_norm)
             state.optimizer.step()
             update_ema(state.ema, state.student, schedules.momentum(state.step))
-            for terms in micro_terms:
-                for name, term in terms.items():
-                    totals[name] = totals.get(name, 0) + term / config.accumulate
-            steps_in_totals += 1
+            interval.add_terms(micro_terms)
         else:
             log.say(record_bad_step(runtime, state, micro_terms, micro_batches, log.run_dir) + " It is left out.")
             for statistic, before in statistics:
                 statistic.copy_(before)
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
-        steps_in_line += 1
 
-        log.tick(state.step, time.perf_counter() - started)
+        # -------------------------------------------------------------------- log
+        interval.add_step(time.perf_counter() - started)
+        log.tick(state.step)
         line: dict[str, float] = {}
         if log.due(state.step):
-            line = runtime.mean({name: total / steps_in_totals for name, total in totals.items()})
+            images = runtime.world_size * sum(len(batch.sample_ids) for batch in micro_batches)
+            line = interval.means(runtime)
             line["skipped"] = float(runtime.sum(torch.tensor(float(log.skipped), device=runtime.device)))
             line["lr"] = schedules.lr(state.step - 1)
             if finite:
                 line |= {f"gradient_norm/{name}": norm for name, norm in zip(parts, norms.tolist(), strict=True)}
             if state.bad_steps:
                 line["bad_steps"] = float(state.bad_steps)
-            seconds = log.step_seconds()
-            images = sum(len(batch.sample_ids) for batch in micro_batches)
-            line["images_per_second"] = images * runtime.world_size / seconds
-            line["hours_left"] = (config.steps - state.step) * seconds / 3600
-            line["data_wait"] = waited / steps_in_line / seconds
-            if runtime.device.type == "cuda":
-                line["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            line |= interval.pace(images, config.steps - state.step) | peak_memory(runtime.device)
             log.write(state.step, line)
-            totals, steps_in_totals, steps_in_line, waited = {}, 0, 0, 0.0
+            interval = Interval()
         for hook in hooks:
             hook(state, line)
         if not state.student.training:  # an evaluation hook left it so
             state.module.train()
+
+
+def _agree(
+    runtime: Runtime, stop: bool, terms: Sequence[Mapping[str, Tensor]], parts: Mapping[str, list[Tensor]]
+) -> tuple[bool, bool, Tensor]:
+    """Whether to stop, whether all is finite, and each part's gradient norm: the same on all processes.
+
+    One reduction tells them all three, so that they take the same turn. It is the step's one wait for the device: the
+    price of never updating with a bad gradient.
+    """
+    loss = torch.stack([micro["loss"] for micro in terms]).double().sum()
+    asked_to_stop = torch.full((1,), float(stop), dtype=torch.float64, device=loss.device)
+    squares = gradients.squared_norms(parts) / runtime.replicas
+    shares = runtime.sum(torch.cat([asked_to_stop, loss[None], squares]))
+    stopping, finite = torch.stack([shares[0] > 0, torch.isfinite(shares).all()]).tolist()
+    return stopping, finite, shares[2:].sqrt()

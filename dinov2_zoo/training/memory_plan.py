@@ -8,7 +8,7 @@ The parts are not all there at once. Memory is fullest at one of four moments:
 - *update*: activations are gone; gradients are complete, and AdamW has a temporary of their size.
 
 Left out: the CUDA context, cuBLAS' and NCCL's buffers and fragmentation, which are not our tensors; KoLeo, health
-figures, EMA centres, buffers that gather or reduce one block, which are small; what `torch.compile` saves by fusing.
+metrics, EMA centres, buffers that gather or reduce one block, which are small; what `torch.compile` saves by fusing.
 """
 
 import math
@@ -137,7 +137,7 @@ def memory_plan(
         gathered=weights.gathered(reshard),
         gathered_average=0 if reshard else weights.gathered(False),
         copies=weights.copies(),
-        copies_in_backward=weights.copies_in_backward(backbone.checkpoint_blocks),
+        copies_in_backward=weights.copies_in_backward(config.runtime.activation_checkpointing),
         activations=network.activations(),
         final_norm=network.final_norm(),
         block=network.backward_of_a_block(),
@@ -210,9 +210,6 @@ class _Weights:
         return FULL * outside + (FULL * block if self.gpus == 1 else (self.half + 2 * FULL) * block)
 
 
-# -------------------------------------------------------------------- backbone
-
-
 class _Pass:
     """Activations of a backbone in one packed pass over all crops."""
 
@@ -232,7 +229,7 @@ class _Pass:
         # `sdpa` lays its groups' results together into one more tensor, and so it does with a single group.
         self.laid_together = len(packing.groups) == 1 or not one_kernel
         self.shape, self.half = backbone.config, half
-        self.checkpointing = backbone.checkpoint_blocks
+        self.checkpointing = config.runtime.activation_checkpointing
         self.learns = any(p.requires_grad for p in backbone.parameters())
 
     @property

@@ -15,7 +15,7 @@ class Power:
     """Assumed power."""
 
     watts: float
-    """Of all processors of the run together."""
+    """Power of all processors of the run together."""
     how: str
     """What it is made of."""
 

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
 from typing import IO, Any
@@ -23,12 +24,15 @@ except ImportError:  # Windows
 LOCK = ".lock"
 """Name of the file that a run in progress holds."""
 
+TRIAL_BYTES = 1 << 16
+"""What is written to see whether a folder can be (chosen here: what config.json and the first metrics take)."""
+
 PACKAGES = ("dinov2-zoo", "torch", "torchvision", "timm", "accelerate", "safetensors", "huggingface_hub")
 
 # Settings that may change when a run is resumed: they do not alter what is learnt. (evaluation.heldout_count does:
 # it takes images out of training.)
 FREE_ON_RESUME = (
-    *("runs", "log", "checkpoint", "loader.workers", "runtime.threads"),
+    *("name", "runs", "log", "checkpoint", "loader.workers", "runtime.threads"),
     *(f"evaluation.{name}" for name in ("every", "pictures", "size", "labelled", "labelled_size")),
 )
 
@@ -87,14 +91,15 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 
 
 def check_run_folder(folder: Path, config: dict[str, Any], *, resume: str | None) -> None:
-    """Raise unless a run with this configuration may write to `folder`; creates nothing.
+    """Raise unless a run with this configuration may write to `folder`, and can; leaves nothing there.
 
     With `checkpoint.allow_changes`, other settings than the run's may be resumed with.
 
     Raises:
-        ConfigError: The folder holds another run, is not a run, or was made with other settings.
+        ConfigError: The folder holds another run, is not a run, was made with other settings, or cannot be written.
     """
     record = folder / "config.json"
+    _check_writable(folder)
     if not folder.exists() or not any(folder.iterdir()):
         return
     if not record.exists():
@@ -107,6 +112,21 @@ def check_run_folder(folder: Path, config: dict[str, Any], *, resume: str | None
             f"{folder} was made with other settings ({'; '.join(changed)}): resume with those, choose a new --name, "
             "or say --checkpoint.allow_changes true."
         )
+
+
+def _check_writable(folder: Path) -> None:
+    """Write and remove a file where the folder is or, if it is still to be made, in what will hold it."""
+    try:
+        place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(TRIAL_BYTES))
+            file.flush()
+            os.fsync(file.fileno())  # some file systems tell only then that they are full
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be written ({error.strerror}): make room or the folder writable, or choose another place "
+            "with --runs."
+        ) from error
 
 
 def claim_run_folder(folder: Path, config: dict[str, Any]) -> None:

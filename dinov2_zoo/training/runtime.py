@@ -15,16 +15,19 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState
+from rich.console import Console
 from torch import Tensor, nn
 
 from dinov2_zoo.config import RuntimeConfig
 from dinov2_zoo.errors import Preempted, TrainingError, ZooError
+from dinov2_zoo.training.activation_checkpointing import checkpoint_activations
 from dinov2_zoo.training.launchers import adopt_srun, check_launcher, flag, processes_started, replicas
-from dinov2_zoo.training.precision import choose_precision
-from dinov2_zoo.training.sharding import BLOCK, check_same_weights, gather_state_dict, shard
+from dinov2_zoo.training.precision import choose_precision, widen
+from dinov2_zoo.training.sharding import BLOCK, check_same_weights, device_mesh, gather_state_dict, shard
 from dinov2_zoo.training.trackers import Trackers, check_trackers
 
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 
 
 class Runtime:
@@ -48,6 +51,8 @@ class Runtime:
     world_size: int
     replicas: int
     """Whole copies of each branch among the processes: 1, or more with hybrid sharding."""
+    cores: int
+    """CPU cores that this process may use."""
     precision: Literal["bf16", "fp32"]
 
     def __init__(self, config: RuntimeConfig, *, trackers: Sequence[str] = (), run_dir: Path | str | None = None):
@@ -79,11 +84,14 @@ class Runtime:
         self.replicas = replicas(self.world_size)
         self._fsdp = FullyShardedDataParallelPlugin() if flag("ACCELERATE_USE_FSDP") else None
         self.precision = choose_precision(config.precision, self.device)
-        self.threads = config.threads or max(1, len(_cores()) // self._local_processes())
+        self.cores = max(1, len(_cores()) // self._local_processes())
+        self.threads = config.threads or self.cores
         # `accelerate launch` sets OMP_NUM_THREADS=1, which would leave all cores but one idle.
         torch.set_num_threads(self.threads)
         torch.manual_seed(config.seed)
         self.trackers = Trackers(self._accelerator)
+        # Where people look: stderr of the main process. One console for all, or bars would overwrite each other.
+        self.console = Console(stderr=True, quiet=not self.is_main)
         self._closed = False
 
     def __enter__(self) -> "Runtime":
@@ -110,25 +118,34 @@ class Runtime:
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
-    def shard(self, module: nn.Module) -> nn.Module:
-        """Move a module to the device and shard it over the processes, see `sharding.shard`; in place.
+    def place(self, module: M) -> M:
+        """Move a module to the device, its weights in fp32 (or float64) however they were stored; in place.
 
-        Copies (the EMA) must be made before, optimizers after.
+        For whatever runs before `shard`, such as first weights and a first measurement.
+        """
+        widen(module)
+        return module.to(self.device)
+
+    def shard(self, module: M) -> M:
+        """Make a module ready to train: place it, and shard it over the processes (`sharding.shard`); in place.
+
+        Where the configuration asks for it, the student's activations are checkpointed and blocks compiled. Copies (the
+        EMA) must be made before, optimizers after.
+
+        Args:
+            module: With a child `student`, and perhaps `ema` and `teacher`.
 
         Raises:
+            ConfigError: The student has no activation checkpointing.
             TrainingError: The processes hold different weights.
         """
-        module.to(self.device)
+        self.place(module)
+        if self.config.activation_checkpointing:
+            checkpoint_activations(module.get_submodule("student"))
         if self.world_size > 1:
             check_same_weights(module, self.device)
-            shard(
-                module,
-                self.device,
-                world_size=self.world_size,
-                replicas=self.replicas,
-                plugin=self._fsdp,
-                half=self.precision == "bf16",
-            )
+            mesh = device_mesh(self.device, self.world_size, self.replicas)
+            shard(module, mesh, self._fsdp, half=self.precision == "bf16")
         if self.config.compile:
             for block in module.modules():
                 if BLOCK in {c.__name__ for c in type(block).__mro__}:

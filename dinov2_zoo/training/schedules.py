@@ -40,6 +40,7 @@ class Schedules:
     @staticmethod
     def of(config: OptimConfig, global_batch: int) -> "Schedules":
         """Schedules of a run whose update sees `global_batch` images over all processes and micro-batches."""
+        config = config.settled()
         return Schedules(
             lr=Schedule(config.peak_lr(global_batch), config.final_lr, config.steps, config.warmup_steps),
             weight_decay=Schedule(*config.weight_decay, config.steps),

@@ -47,7 +47,7 @@ def train_run(
         batches: `train_loader` but for seed, start_step and steps.
         images: In the source, for the share of damaged ones.
         resume: Continue from a checkpoint in `folder`: "auto", the newest whole one, if there is one; or "step-N".
-        measure: Figures of the average, by name; called every `evaluation.every` steps.
+        measure: Measures the average: metrics by name; called every `evaluation.every` steps.
 
     Returns:
         The state after the last step.
@@ -69,7 +69,15 @@ def train_run(
     checkpoint, damaged = runtime.broadcast(chosen)
     if checkpoint is not None:
         load_checkpoint(checkpoint, state)
-    log = RunLog(folder, config.log, steps=steps, start=state.step, main=runtime.is_main, track=runtime.trackers.log)
+    log = RunLog(
+        folder,
+        config.log,
+        steps=steps,
+        start=state.step,
+        main=runtime.is_main,
+        track=runtime.trackers.log,
+        console=runtime.console,
+    )
     for sentence in damaged:
         log.say(f"Skipped: {sentence}")
     if trouble := runtime.trackers.start(config.name, to_dict(config)):
@@ -90,7 +98,7 @@ def train_run(
 
         def evaluate(state: TrainState, _: object) -> None:
             if every and state.step % every == 0 and state.step < steps:
-                log.write(state.step, {f"heldout/{name}": figure for name, figure in measure().items()})
+                log.write(state.step, {f"heldout/{name}": value for name, value in measure().items()})
 
         stream = batches(seed=config.runtime.seed, start_step=state.step, steps=steps)
         ledger = SkipLedger(images, config.loader.max_bad_share)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from accelerate import FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from dinov2_zoo.errors import TrainingError
@@ -20,14 +20,18 @@ from dinov2_zoo.errors import TrainingError
 BLOCK = "Block"
 
 
+def device_mesh(device: torch.device, world_size: int, replicas: int = 1) -> DeviceMesh:
+    """How the processes hold a branch: as shards of one copy or, with several replicas, hybrid.
+
+    Hybrid sharding is shards within a group (a machine), and copies across groups. The mesh is made explicitly, for
+    torch's default would take the GPU even where we were told to stay on the CPU.
+    """
+    sizes = (replicas, world_size // replicas) if replicas > 1 else (world_size,)
+    return init_device_mesh(device.type, sizes, mesh_dim_names=("copy", "data")[-len(sizes) :])
+
+
 def shard(
-    module: nn.Module,
-    device: torch.device,
-    *,
-    world_size: int,
-    replicas: int = 1,
-    plugin: FullyShardedDataParallelPlugin | None = None,
-    half: bool = False,
+    module: nn.Module, mesh: DeviceMesh, plugin: FullyShardedDataParallelPlugin | None = None, *, half: bool = False
 ) -> None:
     """Shard each child of a module (student, EMA, teacher) over the processes, in place.
 
@@ -35,25 +39,19 @@ def shard(
 
     Args:
         module: On its device.
-        device: Where it is.
-        world_size: Processes.
-        replicas: Whole copies among them; above 1 this is hybrid sharding.
+        mesh: The processes, see `device_mesh`.
         plugin: accelerate's settings: `fsdp_reshard_after_forward` decides whether blocks are freed between forward and
             backward; without a plugin they stay gathered, which costs memory and saves time.
         half: Blocks travel and compute in bf16 (on CUDA; elsewhere autocast decides).
     """
     names = {BLOCK, *((plugin.transformer_cls_names_to_wrap or ()) if plugin else ())}
     reshard = bool(plugin.reshard_after_forward) if plugin else False
-    # The mesh is explicit, for the default one would take the GPU even where we were told to stay on the CPU.
-    # Two dimensions are hybrid sharding: shards within a group (a machine), copies across groups.
-    sizes = (replicas, world_size // replicas) if replicas > 1 else (world_size,)
-    mesh = init_device_mesh(device.type, sizes, mesh_dim_names=("copy", "data")[-len(sizes) :])
     # Blocks travel and compute in bf16. Inputs are not cast, so that the residual stream stays fp32, just as under
     # autocast on one process. What is outside the blocks (positions, final norm, heads with their prototypes) is small
     # or sensitive: it is gathered in fp32 and autocast decides. On CPU autocast decides everywhere, because there
     # layer_norm does not take bf16 weights with fp32 inputs.
     block_policy, root_policy = MixedPrecisionPolicy(), MixedPrecisionPolicy()
-    if half and device.type == "cuda":
+    if half and mesh.device_type == "cuda":
         block_policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32, cast_forward_inputs=False)
         root_policy = MixedPrecisionPolicy(None, torch.float32, torch.float32, cast_forward_inputs=False)
     for branch in [m for m in module.children() if next(m.parameters(), None) is not None]:

@@ -37,6 +37,7 @@ class TrainState:
             config: Optimizer settings.
             global_batch: Images per optimizer step over all processes and micro-batches.
         """
+        config = config.settled()
         groups = parameter_groups(module.get_submodule("student"), config)
         # lr and weight decay are set by the schedules before every step.
         optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, foreach=True)

@@ -4,14 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dinov2_zoo.config import HeadConfig
 from dinov2_zoo.errors import CheckpointError
+from dinov2_zoo.files import without_folders
 from dinov2_zoo.models.heads import PrototypeHead
 from dinov2_zoo.weights.fingerprint import weights_fingerprint
 from dinov2_zoo.weights.read import read_tensors
+from dinov2_zoo.weights.save import save_tensors, writing
 
 State = Mapping[str, Tensor]
 
@@ -34,11 +35,14 @@ def save_heads(file: Path, dino: State, ibot: State, about: Mapping[str, str] | 
         file: To write.
         dino: State of the class-token head.
         ibot: State of the patch-token head.
-        about: Where they come from, for the file's header; its entry `MADE_ON` is compared when they are read.
+        about: Where they come from, for the file's header; its entry `MADE_ON` is compared when they are read. Of local
+            paths the last part is written, for heads are published.
     """
     state = {f"{name}_head.{key}": t for name, head in (("dino", dino), ("ibot", ibot)) for key, t in head.items()}
     # Cloned: tied heads are one set of tensors under two names.
-    save_file({name: t.detach().cpu().clone().contiguous() for name, t in state.items()}, file, dict(about or {}))
+    tensors = {name: t.detach().cpu().clone().contiguous() for name, t in state.items()}
+    with writing(file):
+        save_tensors(tensors, file, {name: without_folders(words) for name, words in (about or {}).items()})
 
 
 def norms_fingerprint(backbone: State) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dinov2_zoo.errors import CheckpointError
+from dinov2_zoo.models.position import fold_class_position, with_class_position
 
 Layout = Literal["timm", "meta", "transformers-v4", "transformers-v5"]
 """Whose names; ours are timm's, with the mask token."""
@@ -114,8 +115,7 @@ def to_ours(state: Mapping[str, Tensor], layout: Layout | None = None) -> State:
         ours = {re.sub(r"^layernorm\.", "norm.", name): tensor for name, tensor in ours.items()}
     _check_tokens(ours)
     if layout != "timm" and "reg_token" in ours and {"cls_token", "pos_embed"} <= ours.keys():
-        ours["cls_token"] = ours["cls_token"] + ours["pos_embed"][:, :1]
-        ours["pos_embed"] = ours["pos_embed"][:, 1:]
+        ours["cls_token"], ours["pos_embed"] = fold_class_position(ours["cls_token"], ours["pos_embed"])
     if "mask_token" not in ours and "cls_token" in ours:
         ours["mask_token"] = torch.zeros_like(ours["cls_token"][0])
     return ours
@@ -133,8 +133,7 @@ def from_ours(state: Mapping[str, Tensor], layout: Layout) -> State:
         del theirs["mask_token"]
         return theirs
     if "reg_token" in theirs:
-        slot = torch.zeros_like(theirs["pos_embed"][:, :1])
-        theirs["pos_embed"] = torch.cat([slot, theirs["pos_embed"]], dim=1)
+        theirs["pos_embed"] = with_class_position(theirs["pos_embed"])
     swiglu = is_swiglu(state)
     if layout == "meta":
         return _rename(theirs, [*_META, *(_META_SWIGLU if swiglu else ())])

@@ -4,6 +4,8 @@
     model.safetensors                  weights under timm's names, which are ours
     transformers_model.safetensors     the same under transformers' names; config.json points to it
     preprocessor_config.json           how transformers prepares images
+    reference.safetensors              a photo and the tokens that it gives, for `verify`
+    SHA256SUMS                         of all of them, and of what is put beside them later
 
 With registers all three give the same features at every image size. Without, they do at the stored size; elsewhere each
 library resamples positions by its own rule, and ours is the one the model was trained with.
@@ -17,16 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from timm.models import save_for_hf
-from torch import Tensor, nn
+from torch import Tensor
 
 from dinov2_zoo.config import ModelConfig
-from dinov2_zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from dinov2_zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, short_side
 from dinov2_zoo.errors import CheckpointError
+from dinov2_zoo.models.students import TimmStudent
+from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.models.zoo import SIZES
+from dinov2_zoo.weights.checksums import CHECKSUMS, write_checksums
 from dinov2_zoo.weights.key_maps import from_ours
 from dinov2_zoo.weights.read import OURS, check_state
+from dinov2_zoo.weights.reference import GRID, REFERENCE_FILE, reference_pixels, write_reference
+from dinov2_zoo.weights.save import give_rights, save_tensors, writing
 
 TRANSFORMERS_FILE = "transformers_model.safetensors"
 # All that saving a model, or a student with what belongs to its training, ever writes into its folder.
@@ -37,6 +43,8 @@ REPLACED = {
     TRANSFORMERS_FILE,
     "heads.safetensors",
     "projector.safetensors",
+    REFERENCE_FILE,
+    CHECKSUMS,
 }
 TIMM_NAMES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
 
@@ -52,33 +60,60 @@ def save_weights(folder: Path, config: ModelConfig, state: dict[str, Tensor], **
 
     Raises:
         CheckpointError: The folder holds something else, or the tensors do not fit the shape.
+        ConfigError: The place cannot be written.
     """
     check_state(config, state, what="the model to be saved")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     shape = dataclasses.asdict(config)
 
     def write(to: Path) -> None:
-        save_file(state, to / "model.safetensors", metadata={**about, "format": "pt", OURS: json.dumps(shape)})
+        save_tensors(state, to / "model.safetensors", {**about, "format": "pt", OURS: json.dumps(shape)})
         theirs = {name: tensor.clone() for name, tensor in from_ours(state, "transformers-v4").items()}
-        save_file(theirs, to / TRANSFORMERS_FILE, metadata={**about, "format": "pt"})
+        save_tensors(theirs, to / TRANSFORMERS_FILE, {**about, "format": "pt"})
         # "_name_or_path" and friends are left out: what is not needed to load does not belong here.
         entries = {OURS: shape, **timm_config(config), **transformers_config(config, state["cls_token"].dtype)}
         (to / "config.json").write_text(json.dumps(entries, indent=2) + "\n")
         (to / "preprocessor_config.json").write_text(json.dumps(processor_config(config), indent=2) + "\n")
+        finish_folder(to, config, state)
 
     replace_folder(folder, write)
 
 
-def save_timm(folder: Path, name: str, net: nn.Module) -> None:
+def save_timm(folder: Path, student: TimmStudent) -> None:
     """Write a timm network as timm does, so that `timm.create_model("local-dir:...")` loads it.
 
     Args:
         folder: To be created, or to replace an earlier one of this kind.
-        name: timm's name of the architecture.
-        net: The network, without a classifier.
+        student: The network, on the CPU.
+
+    Raises:
+        CheckpointError: The folder holds something else.
+        ConfigError: The place cannot be written.
     """
-    config = {"architecture": name, "num_classes": 0}
-    replace_folder(folder, lambda to: save_for_hf(net, str(to), model_config=config, safe_serialization=True))
+    config = {"architecture": student.name, "num_classes": 0}
+
+    def write(to: Path) -> None:
+        save_for_hf(student.net, str(to), model_config=config, safe_serialization=True)
+        give_rights(to / "model.safetensors")
+        write_reference(to, student.net, reference_pixels(student.img_size, student.img_size))
+        write_checksums(to)
+
+    replace_folder(folder, write)
+
+
+def finish_folder(folder: Path, config: ModelConfig, state: dict[str, Tensor]) -> None:
+    """Write what `verify` compares a backbone's folder with: the reference, and the checksums of all files.
+
+    Args:
+        folder: With everything else in it.
+        config: Shape, and rule for positions, as `load_weights` will read them from the folder.
+        state: Tensors under our names.
+    """
+    with torch.device("meta"):
+        net = VisionTransformer(config)
+    net.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+    write_reference(folder, net, reference_pixels(*(cells * config.patch_size for cells in GRID)))
+    write_checksums(folder)
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
@@ -86,6 +121,7 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
     Raises:
         CheckpointError: `folder` holds something that is not a saved model, or is a file.
+        ConfigError: The place cannot be written.
     """
     folder = folder.resolve()
     if folder.is_file():
@@ -97,12 +133,13 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
         raise CheckpointError(f"{folder} holds other files than a model ({others}): save to another folder.")
     partial = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
-        write(partial)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
+        with writing(folder):
+            partial.mkdir(parents=True)
+            write(partial)
+            if folder.exists():
+                shutil.rmtree(folder)
+            partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -180,7 +217,7 @@ def processor_config(config: ModelConfig) -> dict[str, Any]:
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": round(config.img_size * 256 / 224)},
+        "size": {"shortest_edge": short_side(config.img_size)},
         "resample": 3,
         "do_center_crop": True,
         "crop_size": {"height": config.img_size, "width": config.img_size},

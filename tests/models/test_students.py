@@ -75,6 +75,31 @@ def test_the_gradient_reaches_every_weight(name):
     assert not still
 
 
+@pytest.mark.parametrize("name", ["convnext_atto", "vit_tiny_patch16_224"])
+def test_recomputed_blocks_give_the_same_gradients(name):
+    student, gradients, kept = TimmStudent(name, SIDE).train(), [], []
+    for student.checkpoint_blocks in (False, True):
+        stored = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, stored=stored: stored.append(x.numel()) or x, lambda x: x
+        ):
+            found = student.forward_features(images())
+        (found["x_norm_clstoken"].sin().sum() + found["x_norm_patchtokens"].sin().sum()).backward()
+        gradients.append([p.grad.clone() for p in student.parameters()])
+        kept.append(sum(stored))
+        student.zero_grad()
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert student.checkpoint_blocks and kept[1] < kept[0] / 2
+
+
+def test_a_network_that_cannot_recompute_its_blocks_says_what_to_set():
+    student = TimmStudent("darknet17", SIDE)
+    student.checkpoint_blocks = False  # as it is: nothing to refuse
+    with pytest.raises(ConfigError, match=r"darknet17: set runtime.activation_checkpointing to false"):
+        student.checkpoint_blocks = True
+    assert not student.checkpoint_blocks
+
+
 def test_building_leaves_statistics_untouched_and_the_network_ready_to_train():
     student = TimmStudent("mobilenetv3_small_050", SIDE)
     assert student.training and student.net.training

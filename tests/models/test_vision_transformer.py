@@ -19,6 +19,16 @@ def images(count=2, rows=ROWS, columns=COLUMNS):
     return torch.randn(count, 3, rows * PATCH, columns * PATCH, generator=torch.Generator().manual_seed(0))
 
 
+@REGISTERS
+def test_a_class_token_and_grid_that_are_stored_again_compute_the_same(lively, registers):
+    model, other = lively(config(registers)), lively(config(registers), seed=1)
+    cls_token, grid = model.class_token_and_grid()
+    assert grid.shape == (1, 16, DIM) and torch.equal(grid, model.position_grid(4))
+    other.load_state_dict(model.state_dict() | {name: other.state_dict()[name] for name in ("cls_token", "pos_embed")})
+    other.set_class_token_and_grid(cls_token, grid)
+    torch.testing.assert_close(other.prepare_tokens(images()), model.prepare_tokens(images()), rtol=0, atol=0)
+
+
 # ---------------------------------------------------------------- forward_features
 
 

@@ -6,7 +6,7 @@ import torch
 import dinov2_zoo
 from dinov2_zoo.errors import ConfigError
 from dinov2_zoo.models.vision_transformer import VisionTransformer
-from dinov2_zoo.models.zoo import list_models, model_config
+from dinov2_zoo.models.zoo import list_models, model_config, nearest_model
 
 
 def parameters(name):
@@ -61,3 +61,19 @@ def test_an_unknown_name_is_refused_with_the_nearest():
         model_config("vit_s14")
     with pytest.raises(ConfigError, match=r"no model `resnet`: use one of vitti14, .*timm:<name>"):
         model_config("resnet")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("vits41", "vits14"),
+        ("dinov2_vitb14", "vitb14"),
+        ("dinov2_vitl14_reg", "vitl14_reg4"),
+        ("facebook/dinov2-with-registers-giant", "vitg14_reg4"),
+        ("vit_small_patch14_dinov2.lvd142m", "vits14"),
+        ("vit_base_patch14_reg4_dinov2.lvd142m", "vitb14_reg4"),
+        ("photos", None),
+    ],
+)
+def test_a_name_misspelt_or_of_another_library_finds_ours(name, meant):
+    assert nearest_model(name) == meant

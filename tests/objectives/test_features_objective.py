@@ -11,33 +11,33 @@ from dinov2_zoo.initialisation.ridge import Moments
 from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.heads import FeatureProjector
 from dinov2_zoo.models.students import build_student
+from dinov2_zoo.models.tokens import BranchOutput, Tokens
 from dinov2_zoo.objectives.distillation import Distillation
 from dinov2_zoo.objectives.features import FeaturesObjective
 
 CPU = torch.device("cpu")
 
 
-def outputs(views, images, patches, dim, seed, names=("class", "patches")):
+def tokens(views, images, patches, dim, seed):
     generator = torch.Generator().manual_seed(seed)
     shapes = ((views, images, dim), (views, images, patches, dim))
-    return {name: torch.randn(*shape, generator=generator) for name, shape in zip(names, shapes, strict=True)}
+    return Tokens(*(torch.randn(*shape, generator=generator) for shape in shapes))
 
 
 def test_terms_are_cosine_and_smooth_l1_of_standardised_tokens():
     objective = FeaturesObjective(FeaturesConfig(class_weight=2, patch_weight=3, cosine_weight=0.25), 8)
-    for token, shift in (("class", 1.0), ("patch", 5.0)):
-        getattr(objective, f"{token}_mean").fill_(shift)
-        getattr(objective, f"{token}_deviation").fill_(2.0)
-    teacher = [outputs(2, 3, 4, 8, 0), outputs(5, 3, 4, 8, 1)]
-    student = [outputs(2, 3, 4, 8, 2, ("class_projected", "patches_projected"))]
-    student += [outputs(5, 3, 4, 8, 3, ("class_projected", "patches_projected"))]
-    terms = objective(student, teacher)
+    for standardiser, shift in ((objective.class_token, 1.0), (objective.patches, 5.0)):
+        standardiser.mean.fill_(shift)
+        standardiser.deviation.fill_(2.0)
+    teacher = [tokens(2, 3, 4, 8, 0), tokens(5, 3, 4, 8, 1)]
+    student = [tokens(2, 3, 4, 8, 2), tokens(5, 3, 4, 8, 3)]
+    terms = objective([BranchOutput(s, projected=s) for s in student], [BranchOutput(t) for t in teacher])
 
     def distance(a, b):
         return 0.25 * (1 - F.cosine_similarity(a, b, dim=-1)) + 0.5 * F.smooth_l1_loss(a, b, reduction="none").mean(-1)
 
-    classes = [distance(s["class_projected"], (t["class"] - 1) / 2) for s, t in zip(student, teacher, strict=True)]
-    patches = [distance(s["patches_projected"], (t["patches"] - 5) / 2) for s, t in zip(student, teacher, strict=True)]
+    classes = [distance(s.class_token, (t.class_token - 1) / 2) for s, t in zip(student, teacher, strict=True)]
+    patches = [distance(s.patches, (t.patches - 5) / 2) for s, t in zip(student, teacher, strict=True)]
     # Every crop counts alike, whatever its group.
     torch.testing.assert_close(terms["class"], torch.cat(classes).mean())
     torch.testing.assert_close(terms["patch"], torch.cat(patches).mean())
@@ -52,7 +52,7 @@ def test_the_map_is_ridge_regression():
     moments = Moments(5, 7, CPU)
     for part in range(0, 200, 64):
         moments.add(x[part : part + 64], y[part : part + 64])
-    exact = moments.solve(ridge=0)
+    exact = moments.solve(ridge=0.0)
     torch.testing.assert_close(exact(x), y, rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(exact.deviation, y.std(0, correction=0))
     nothing = moments.solve(ridge=1e12)
@@ -77,9 +77,9 @@ def test_fitting_starts_the_projector_at_its_best_for_student_and_average():
     pairs = zip(module.student.parameters(), module.ema.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     with torch.no_grad():
-        teacher = torch.cat([module.teacher([b.global_crops])[0]["patches"].flatten(0, 2) for b in batches])
-    torch.testing.assert_close(module.objective.patch_mean, teacher.mean(0), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(module.objective.patch_deviation, teacher.std(0, correction=0), rtol=1e-4, atol=1e-5)
+        teacher = torch.cat([module.teacher([b.global_crops])[0].tokens.patches.flatten(0, 2) for b in batches])
+    torch.testing.assert_close(module.objective.patches.mean, teacher.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(module.objective.patches.deviation, teacher.std(0, correction=0), rtol=1e-4, atol=1e-5)
 
 
 def test_a_perfect_student_costs_nothing_and_is_mapped_back_to_the_teachers_scale():
@@ -89,8 +89,8 @@ def test_a_perfect_student_costs_nothing_and_is_mapped_back_to_the_teachers_scal
     module = Distillation(student, Branch(tiny.backbone(16)), ObjectiveConfig())
     module.teacher.backbone.load_state_dict(teacher.state_dict())
     batch = tiny.batch()
-    module.objective.patch_mean.fill_(0.3)
-    module.objective.patch_deviation.fill_(1.7)
+    module.objective.patches.mean.fill_(0.3)
+    module.objective.patches.deviation.fill_(1.7)
     with torch.no_grad():
         for layer, deviation, mean in (
             (student.projector.class_token, 1.0, 0.0),
@@ -99,10 +99,10 @@ def test_a_perfect_student_costs_nothing_and_is_mapped_back_to_the_teachers_scal
             layer.weight.copy_(torch.eye(16) / deviation)
             layer.bias.fill_(-mean / deviation)
         assert module(batch)["loss"].item() < 1e-6
-        back = module.objective.in_teacher_space(student([batch.global_crops])[0])
-    torch.testing.assert_close(
-        back["patches"], module.teacher([batch.global_crops])[0]["patches"], rtol=1e-4, atol=1e-5
-    )
+        back = module.objective.in_teacher_space(student([batch.global_crops])[0].projected)
+        wanted = module.teacher([batch.global_crops])[0].tokens
+    torch.testing.assert_close(back.patches, wanted.patches, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(back.class_token, wanted.class_token, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["timm:convnext_atto", "timm:vit_tiny_patch16_224"])

@@ -86,8 +86,10 @@ def test_what_is_behind_a_mask_does_not_reach_the_student_but_the_teacher():
     other = batch.global_crops.clone()
     other[..., 7:14, 7:14] += 1  # patch 5 of a 4 x 4 grid
     with torch.no_grad():
-        mine, changed = (module.student([crops], masks=hidden)[0]["class"] for crops in (batch.global_crops, other))
-        seen, moved = (module.ema([crops])[0]["class"] for crops in (batch.global_crops, other))
+        mine, changed = (
+            module.student([crops], masks=hidden)[0].tokens.class_token for crops in (batch.global_crops, other)
+        )
+        seen, moved = (module.ema([crops])[0].tokens.class_token for crops in (batch.global_crops, other))
     assert torch.equal(mine, changed) and not torch.allclose(seen, moved)
 
 

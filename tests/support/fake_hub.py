@@ -10,6 +10,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 COMMIT = "0" * 40
 
 
+def described(file):
+    """A file as the Hub describes it: large ones have their SHA-256."""
+    told = {"rfilename": file.name, "size": file.stat().st_size}
+    if file.suffix in (".safetensors", ".bin"):
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        told["lfs"] = {"sha256": sha256, "size": told["size"], "pointerSize": 134}
+    return told
+
+
 @contextmanager
 def serve(models=None, refuse=None, store=None, trouble=None):
     """Serve folders by id, or answer everything with (status, X-Error-Code); yields (address, paths asked for).
@@ -19,6 +28,12 @@ def serve(models=None, refuse=None, store=None, trouble=None):
     """
     asked = []
     objects = {}
+
+    def repositories():
+        """Those given, and those that were uploaded."""
+        made = {f"{f.parent.parent.parent.name}/{f.parent.parent.name}": f.parent
+                for f in (store.glob("*/*/main/*") if store else ())}  # fmt: skip
+        return {**(models or {}), **made}
 
     class Hub(BaseHTTPRequestHandler):
         def do_HEAD(self):
@@ -85,7 +100,14 @@ def serve(models=None, refuse=None, store=None, trouble=None):
             asked.append(self.path)
             if refuse:
                 return self.reply(refuse[0], headers={"X-Error-Code": refuse[1], "X-Error-Message": refuse[1]})
-            for name, folder in models.items():
+            for name, folder in repositories().items():
+                if self.path.split("?")[0] == f"/api/models/{name}":
+                    files = [described(f) for f in sorted(folder.iterdir()) if f.is_file()]
+                    made = folder.parent / "created.json"
+                    private = made.is_file() and "public" not in made.read_text()
+                    private &= '"private": false' not in made.read_text() if made.is_file() else False
+                    told = {"id": name, "sha": COMMIT, "siblings": files, "private": private}
+                    return self.reply(200, json.dumps(told).encode())
                 if self.path.startswith(f"/api/models/{name}/revision/"):
                     files = [{"rfilename": f.name} for f in sorted(folder.iterdir())]
                     return self.reply(200, json.dumps({"id": name, "sha": COMMIT, "siblings": files}).encode())

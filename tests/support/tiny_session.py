@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from dinov2_zoo.cli import parse, run
+from dinov2_zoo.arguments import parse, run
 from dinov2_zoo.config import DistillConfig, to_dict
 from dinov2_zoo.training.run_folder import check_run_folder, claim_run_folder
 from dinov2_zoo.training.runtime import Runtime

@@ -1,4 +1,4 @@
-"""Collapse is said aloud, once, with a remedy; a sound run and a warm-up are left in peace."""
+"""Collapse is warned of, once, with a remedy; a sound run and a warm-up are left in peace."""
 
 from types import SimpleNamespace
 
@@ -18,7 +18,7 @@ def said(lines, from_step=10):
 
 
 @pytest.mark.parametrize("name", [name for name, *_ in LIMITS])
-def test_a_figure_that_stays_low_is_said_once_with_a_remedy(name):
+def test_a_metric_that_stays_low_is_warned_of_once_with_a_remedy(name):
     limit = SOUND[name] / 2
     words = said([(step, SOUND | {name: limit / 2}) for step in range(11, 16)])
     assert len(words) == 1 and "step 12" in words[0]
@@ -30,4 +30,4 @@ def test_one_low_line_a_warm_up_and_a_sound_run_say_nothing():
     assert said([(11, low), (12, SOUND), (13, low), (14, SOUND)]) == []
     assert said([(step, low) for step in range(1, 11)]) == []
     assert said([(step, SOUND) for step in range(11, 30)]) == []
-    assert said([(step, {}) for step in range(11, 30)]) == []  # distillation has no such figures
+    assert said([(step, {}) for step in range(11, 30)]) == []  # distillation has no such metrics

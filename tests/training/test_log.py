@@ -1,11 +1,18 @@
 import io
 import json
+import os
+import re
+import sys
+from pathlib import Path
 
 from rich.console import Console
+from terminal import Screen, run_on_terminal
 
 from dinov2_zoo.config import LogConfig
 from dinov2_zoo.data.batch import Skipped
 from dinov2_zoo.training.log import RunLog
+
+SUPPORT = Path(__file__).resolve().parent.parent / "support"
 
 
 def lines(path):
@@ -30,20 +37,58 @@ def test_a_new_run_does_not_inherit_lines(tmp_path):
     assert lines(tmp_path / "metrics.jsonl") == []
 
 
-def test_without_a_terminal_there_is_a_plain_line_now_and_then():
+EVERYTHING = {
+    "loss": 0.51234,
+    **{f"term{i}/with_a_long_name": 0.123456 for i in range(20)},
+    "lr": 1e-4,
+    "images_per_second": 12.3,
+    "hours_left": 0.0512,
+    "data_wait": 0.5,
+}
+
+
+def test_without_a_terminal_there_is_a_short_line_now_and_then():
     out = io.StringIO()
-    with RunLog(None, LogConfig(every=1), steps=100, console=Console(file=out)) as log:
+    with RunLog(None, LogConfig(every=1), steps=100, console=Console(file=out, width=30)) as log:
         for step in range(1, 101):
-            log.write(step, {"loss": 0.25})
-    assert out.getvalue() == "step 1/100  loss 0.25\nstep 100/100  loss 0.25\n"
+            log.write(step, EVERYTHING | {"hours_left": (100 - step) / 1000})
+            log.write(step, {"heldout/agreement": 0.5})
+    assert out.getvalue().splitlines() == [
+        "step 1/100  loss 0.512  12 images/s  6 min left",
+        "step 100/100  loss 0.512  12 images/s",
+    ]
 
 
-def test_a_terminal_gets_a_bar_with_the_numbers():
+def test_a_terminal_gets_a_bar_with_a_few_metrics():
     out = io.StringIO()
-    with RunLog(None, LogConfig(every=1), steps=3, console=Console(file=out, force_terminal=True, width=120)) as log:
-        log.tick(2, 0.1)
-        log.write(2, {"loss": 0.25})
-    assert "2/3" in out.getvalue() and "loss 0.25" in out.getvalue()
+    console = Console(file=out, force_terminal=True, force_interactive=True, width=80)
+    with RunLog(None, LogConfig(every=1), steps=3, console=console) as log:
+        log.tick(2)
+        log.write(2, EVERYTHING)
+    assert "2/3" in out.getvalue() and "loss 0.512  12 images/s" in out.getvalue()
+    assert "term0" not in out.getvalue()
+
+
+def test_the_bar_stays_on_one_line_of_a_real_terminal_below_all_that_is_said(tmp_path):
+    """A whole run on a pseudo terminal of 80 columns: a line of the log at every step, and a long sentence between."""
+    command = [sys.executable, str(SUPPORT / "tiny_session.py"), f"--runs={tmp_path}", "--name=x"]
+    command += ["--optim.steps=60", "--log.trackers=[tensorboard]"]
+    path = os.pathsep.join([str(SUPPORT.parent.parent), str(SUPPORT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "PACE": "0.03", "BREAK_TRACKER": "1"}
+    text, code = run_on_terminal(command, 80, environment)
+    assert code == 0, text
+    assert len(lines(tmp_path / "x/metrics.jsonl")) == 60
+    screen, seen = Screen(80), set()
+    for part in re.split(r"(?=\r)", text):
+        screen.feed(part)
+        bars = [row for row in screen.rows if "Training ━" in row or "/60" in row]
+        assert len(bars) <= 1, "a bar was left behind, or broken in two"
+        seen |= set(bars)
+    assert len(seen) > 10  # it was drawn again and again
+    assert screen.wrapped and all("tracker" in row for row in screen.wrapped)  # the sentence wraps, the bar never does
+    (bar,) = bars
+    assert re.fullmatch(r"Training ━+ 60/60 loss 0\.\d{3}  [\d,.]+ images/s *", bar)
+    assert screen.rows.index(bar) > max(i for i, row in enumerate(screen.rows) if "tracker" in row)
 
 
 def test_other_processes_write_no_numbers_but_report_skipped_images(tmp_path):
@@ -54,13 +99,6 @@ def test_other_processes_write_no_numbers_but_report_skipped_images(tmp_path):
     assert not (tmp_path / "metrics.jsonl").exists() and not tracked
     assert lines(tmp_path / "skipped.jsonl") == [{"id": 7, "name": "a.jpg", "reason": "truncated"}]
     assert log.skipped == 1
-
-
-def test_a_step_takes_its_median_time():
-    log = RunLog(None, LogConfig(progress=False), steps=9)
-    for seconds in (0.1, 0.1, 9.0):
-        log.tick(1, seconds)
-    assert log.step_seconds() == 0.1
 
 
 def test_lines_are_due_every_so_often_and_at_the_end():

@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 import tiny_run
@@ -6,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from dinov2_zoo.errors import TrainingError
+from dinov2_zoo.training.interval import Interval
 from dinov2_zoo.training.loop import train
 from dinov2_zoo.training.state import TrainState
 
@@ -41,6 +43,39 @@ def test_a_line_is_the_mean_since_the_last_line(runtime, tmp_path):
     fine = [json.loads(line)["loss"] for line in (every / "metrics.jsonl").read_text().splitlines()]
     coarse = [json.loads(line)["loss"] for line in (tenth / "metrics.jsonl").read_text().splitlines()]
     assert coarse == pytest.approx([sum(fine[:10]) / 10, sum(fine[10:]) / 10], rel=1e-6)
+
+
+def test_means_of_bf16_terms_are_exact_over_a_long_interval(runtime, tmp_path):
+    """Summed in bf16, whose steps are 2 from 256 on, they would come to a fraction of the mean; in fp32 near it."""
+    told = []
+
+    class Half(tiny_run.Match):
+        def forward(self, batch):
+            terms = {name: term.bfloat16() for name, term in super().forward(batch).items()}
+            told.append({name: term.item() for name, term in terms.items()})
+            return terms
+
+    torch.manual_seed(0)
+    state = TrainState.start(runtime.shard(Half()), tiny_run.config(1000, accumulate=2), global_batch=8)
+    log = tiny_run.silent_log(1000, tmp_path)
+    log.config = type(log.config)(every=1000, progress=False)
+    train(runtime, state, tiny_run.batches(1000, accumulate=2), log)
+    (line,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(told) == 2000
+    for name in ("loss", "match"):
+        assert line[name] == pytest.approx(math.fsum(terms[name] for terms in told) / 2000, rel=1e-14)
+
+
+def test_pace_is_that_of_the_median_step_and_tells_waiting_apart(monkeypatch):
+    clock = iter([0.0, 0.05, 1.0, 1.01])
+    monkeypatch.setattr("dinov2_zoo.training.interval.time.perf_counter", lambda: next(clock))
+    interval, stream = Interval(), iter(tiny_run.batches(2))
+    for seconds in (0.1, 0.1, 9.0):
+        interval.add_step(seconds)
+    for _ in range(2):
+        interval.next_batch(stream, "step 0")
+    pace = interval.pace(images=8, steps_left=36_000)
+    assert pace == pytest.approx({"images_per_second": 80, "hours_left": 1.0, "data_wait": 0.06 / 3 / 0.1})
 
 
 def test_teacher_stands_still_and_ema_follows_the_student(runtime):

@@ -4,7 +4,6 @@ Here on one process, CPU, bf16 autocast. By reading, CUDA saves the same but for
 by group, and the groups' results are laid together (`one_kernel=False`). bf16 copies of weights are counted apart.
 """
 
-import sys
 import weakref
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dinov2_zoo.cli import parse
+from dinov2_zoo.arguments import parse
 from dinov2_zoo.config import (
     CropConfig,
     HeadConfig,
@@ -29,6 +28,7 @@ from dinov2_zoo.config import (
 )
 from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.errors import ConfigError
+from dinov2_zoo.hub.build import build_self_distillation
 from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.heads import PrototypeHead
 from dinov2_zoo.models.vision_transformer import VisionTransformer
@@ -41,7 +41,8 @@ from dinov2_zoo.training.state import TrainState
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
-def settings(drop_path=0.4, *, local=4, images=10, prototypes=256, tied=False, precision="bf16", accumulate=1):
+def settings(drop_path=0.4, *, local=4, images=10, prototypes=256, tied=False, accumulate=1, **runtime):
+    runtime = {"precision": "bf16", "cpu": True} | runtime
     return PretrainConfig(
         crops=CropConfig(global_size=112, local_size=56, local_count=local),
         loader=LoaderConfig(batch_size=images),
@@ -49,15 +50,15 @@ def settings(drop_path=0.4, *, local=4, images=10, prototypes=256, tied=False, p
         ibot_head=HeadConfig(prototypes, hidden=80, bottleneck=32),
         self_distillation=SelfDistillationConfig(drop_path=drop_path, tied_heads=tied),
         optim=OptimConfig(steps=10, warmup_steps=1, accumulate=accumulate),
-        runtime=RuntimeConfig(precision=precision, cpu=True),
+        runtime=RuntimeConfig(**runtime),
     )
 
 
-def build(config, ffn="swiglu", *, checkpointing=False, depth=4):
+def build(config, ffn="swiglu", *, depth=4):
     """Widths that no number of tokens equals."""
     torch.manual_seed(0)
     backbone = VisionTransformer(ModelConfig(128, depth, num_heads=2, img_size=112, ffn=ffn, num_registers=4))
-    backbone.checkpoint_blocks = checkpointing
+    backbone.checkpoint_blocks = config.runtime.activation_checkpointing  # as `Runtime.shard` does
     dino, ibot = (PrototypeHead(128, head) for head in (config.dino_head, config.ibot_head))
     tied = config.self_distillation.tied_heads
     branch = Branch(backbone, dino=dino, ibot=None if tied else ibot, tied=tied)
@@ -133,8 +134,8 @@ def saved_bytes(module, inputs, autocast):
 @pytest.mark.parametrize("drop_path", [0.0, 0.4])
 @pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
 def test_activations_are_what_autograd_saves(ffn, drop_path, checkpointing):
-    config = settings(drop_path)
-    module = build(config, ffn, checkpointing=checkpointing)
+    config = settings(drop_path, activation_checkpointing=checkpointing)
+    module = build(config, ffn)
     plan = memory_plan(module, config, 1, one_kernel=False)
     saved = saved_bytes(module, batch(config), torch.autocast("cpu", torch.bfloat16))
     assert kept(plan) == pytest.approx(saved, rel=0.02)
@@ -197,8 +198,8 @@ class Live(TorchDispatchMode):
     [(False, 0.0, 256, 4), (False, 0.4, 256, 4), (True, 0.0, 256, 4), (True, 0.4, 16384, 4), (True, 0.4, 16384, 0)],
 )
 def test_fullest_moments_of_a_step(checkpointing, drop_path, prototypes, local):
-    config = settings(drop_path, local=local, prototypes=prototypes)
-    module = build(config, checkpointing=checkpointing)
+    config = settings(drop_path, local=local, prototypes=prototypes, activation_checkpointing=checkpointing)
+    module = build(config)
     state, inputs = start(module, config), batch(config)
     crops = size([inputs.global_crops, inputs.local_crops])
 
@@ -239,13 +240,13 @@ def four_processes(runtime):
 
 
 class Resharding:
-    """Of accelerate's FSDP plugin, what `Runtime.shard` reads."""
+    """What `Runtime.shard` reads of accelerate's FSDP plugin."""
 
     reshard_after_forward, transformer_cls_names_to_wrap = True, ["Block"]
 
 
 def gathered_bytes(branch):
-    """Of weights that FSDP holds gathered now."""
+    """Bytes of the weights that FSDP holds gathered now."""
     wholes = {}
     for module in branch.modules():
         if isinstance(module, FSDPModule):
@@ -293,19 +294,14 @@ def test_parts_follow_the_settings():
         memory_plan(module, config, 5)
 
 
-def test_the_papers_teacher_is_planned_without_allocating(monkeypatch):
-    monkeypatch.syspath_prepend(str(RECIPES))
-    monkeypatch.delitem(sys.modules, "pretrain", raising=False)
-    from pretrain import build as build_recipe
-
+def test_the_papers_teacher_is_planned_without_allocating():
     config, _ = parse(PretrainConfig, ["--config", str(RECIPES / "configs/vitg14.yaml"), "--data", "x"])
     with torch.device("meta"):
-        module = build_recipe(config)
-    monkeypatch.delitem(sys.modules, "pretrain")
+        module = build_self_distillation(config)
     assert all(t.is_meta for t in [*module.parameters(), *module.buffers()])
     backbone = module.student.backbone
     released = sum(p.numel() for p in backbone.parameters()) + (37**2 - 16**2) * 1536  # positions of 518 pixels
-    assert released == 1_136_480_768  # facts/dinov2.md, 1.1: from the published shapes
+    assert released == 1_136_480_768  # from the published shapes
     assert module.student.dino.count == module.student.ibot.count == 131_072
     plans = [memory_plan(module, config, gpus) for gpus in (8, 32, 128)]
     totals = [plan.total for plan in plans]

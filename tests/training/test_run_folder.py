@@ -1,6 +1,8 @@
 """A run folder belongs to one run: claimed once, refused to others, resumed with the same settings only."""
 
+import errno
 import json
+import os
 
 import pytest
 
@@ -35,6 +37,33 @@ def test_a_folder_of_other_things_is_never_taken(tmp_path):
     for resume in (False, True):
         with pytest.raises(ConfigError, match="no run: choose another --name"):
             check_run_folder(tmp_path, CONFIG, resume=resume)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_starts(tmp_path):
+    """A file in the place of a folder: permissions would not stop root."""
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file/run", tmp_path / "file/runs/run"):
+        with pytest.raises(ConfigError, match=r"run|file cannot be written \(Not a directory\): make room.*--runs\.$"):
+            check_run_folder(folder, CONFIG, resume=None)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EROFS, "Read-only file system"),
+        (errno.EACCES, "Permission denied"),
+        (errno.ENOSPC, "No space left on device"),
+    ],
+)
+def test_it_says_why_a_folder_cannot_be_written(tmp_path, monkeypatch, number, words):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    claim_run_folder(tmp_path / "run", CONFIG)
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    for folder, resume in ((tmp_path / "run", "auto"), (tmp_path / "new", None)):
+        with pytest.raises(ConfigError, match=rf"{folder} cannot be written \({words}\): make room"):
+            check_run_folder(folder, CONFIG, resume=resume)
 
 
 def test_what_does_not_change_what_is_learnt_may_change_on_resume():

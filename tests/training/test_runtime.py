@@ -6,10 +6,7 @@ from accelerate import Accelerator
 
 from dinov2_zoo.config import RuntimeConfig
 from dinov2_zoo.errors import ConfigError, TrainingError
-from dinov2_zoo.training.precision import choose_precision
 from dinov2_zoo.training.runtime import Runtime
-
-CPU = torch.device("cpu")
 
 
 def test_one_process_needs_no_group(runtime):
@@ -26,14 +23,6 @@ def test_bf16_multiplies_in_bf16_and_fp32_leaves_float64_alone():
         assert (x @ x).dtype == torch.bfloat16
     with Runtime(RuntimeConfig(precision="fp32", cpu=True)) as runtime, runtime.autocast():
         assert (x.double() @ x.double()).dtype == torch.float64
-
-
-def test_auto_precision_follows_the_launcher_and_a_setting_wins(monkeypatch):
-    monkeypatch.setattr("dinov2_zoo.training.precision._has_bf16", lambda device: False)
-    assert choose_precision("auto", CPU) == "fp32"
-    assert choose_precision("bf16", CPU) == "bf16"
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert choose_precision("auto", CPU) == "bf16"
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_two_processes_shard_and_equal_one(alone, together):
         assert expected_facts["world_size"] == 1 and not expected_facts["sharded"]
         assert len(facts["lines"]) == two_process_run.STEPS
         for line, reference in zip(facts["lines"], expected_facts["lines"], strict=True):
-            # Health figures are those of a process's own images.
+            # Health metrics are those of a process's own images.
             compared = {name for name in reference if not name.startswith("health/")}
             for name in compared - {"images_per_second", "data_wait", "hours_left"}:
                 assert line[name] == pytest.approx(reference[name], abs=1e-10), (kind, name)

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from dinov2_zoo.config import HeadConfig
 from dinov2_zoo.errors import CheckpointError
 from dinov2_zoo.models.heads import PrototypeHead
-from dinov2_zoo.weights.heads import HEADS_FILE, load_heads, save_heads
+from dinov2_zoo.weights.heads import HEADS_FILE, MADE_ON, load_heads, norms_fingerprint, save_heads
 
 DIM = 32
 DINO, IBOT = HeadConfig(prototypes=24, hidden=16, bottleneck=12), HeadConfig(prototypes=20, hidden=16, bottleneck=8)
@@ -80,3 +80,18 @@ def test_a_lost_or_misshapen_tensor_is_named(tmp_path, heads, name):
         save_file(wrong, tmp_path / "wrong.safetensors")
         with pytest.raises(CheckpointError, match=name.split(".", 1)[1]):
             load_heads(tmp_path / "wrong.safetensors", DIM)
+
+
+def test_heads_know_their_backbone_at_any_size_and_precision_and_no_other(tmp_path, heads):
+    backbone = {
+        "blocks.0.norm1.weight": torch.rand(DIM),
+        "norm.bias": torch.rand(DIM),
+        "pos_embed": torch.rand(1, 9, 4),
+    }
+    about = {MADE_ON: norms_fingerprint(backbone)}
+    save_heads(tmp_path / HEADS_FILE, *(head.state_dict() for head in heads), about)
+    half = {name: tensor.bfloat16() for name, tensor in backbone.items()}
+    for same in (backbone, half, {**half, "pos_embed": torch.rand(1, 4, 4)}):
+        assert_identical(load_heads(tmp_path / HEADS_FILE, DIM, same), heads)
+    with pytest.raises(CheckpointError, match=r"another backbone of the same width.*recipes/fit_heads.py"):
+        load_heads(tmp_path / HEADS_FILE, DIM, {**backbone, "norm.bias": torch.rand(DIM)})

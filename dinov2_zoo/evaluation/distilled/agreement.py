@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dinov2_zoo.errors import DataError
-from dinov2_zoo.evaluation.encoders.encoder import Tokens
 from dinov2_zoo.models.grid import resample_grid
+from dinov2_zoo.models.tokens import Tokens
 
 NEIGHBOURS = 5
 
@@ -31,7 +31,7 @@ class Agreement:
     patch_cosine_centred: float
     """The same after subtracting the teacher's mean patch token from both."""
     patch_neighbours: float
-    """Of a patch's 5 nearest patches in the teacher's space, share that is among the 5 nearest in the student's own,
+    """Share of a patch's 5 nearest patches in the teacher's space that are among the 5 nearest in the student's own,
     without the projector; over all images at once."""
     class_neighbours: float | None
     """The same for whole images by their class tokens; None below 51 images."""
@@ -54,7 +54,7 @@ def agreement(student: Tokens, projected: Tokens, teacher: Tokens, *, queries: i
         projected: The same through the projector, the teacher's width.
         teacher: The teacher's tokens, of the same images in the same order.
         queries: Patches whose neighbours are compared, drawn at random from all; fewer if there are fewer.
-        seed: Of that draw.
+        seed: Decides that draw.
 
     Raises:
         DataError: No images, or too few patches to have 5 neighbours.

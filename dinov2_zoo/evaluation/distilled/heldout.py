@@ -16,19 +16,22 @@ from dinov2_zoo.data.sources import Source
 from dinov2_zoo.errors import DataError
 from dinov2_zoo.evaluation.classification.knn import knn_leave_one_out
 from dinov2_zoo.evaluation.distilled.agreement import Agreement, agreement
-from dinov2_zoo.evaluation.encoders.encoder import Tokens
 from dinov2_zoo.evaluation.encoders.features import class_features
 from dinov2_zoo.initialisation.ridge import fit_maps
 from dinov2_zoo.models.branch import Branch
+from dinov2_zoo.models.tokens import BranchOutput, Tokens
 from dinov2_zoo.objectives.distillation import Distillation
 from dinov2_zoo.objectives.features import FeaturesObjective
 
-# One figure stands in tables; the official help text favours it.
+# One number stands in tables; the official help text favours it.
 KNN_K = 20
+
+BATCH = 32
+"""Images at a time."""
 
 
 @dataclass(frozen=True)
-class Measured:
+class StudentMetrics:
     """What was measured of a student at one moment; None where there were no images for it."""
 
     agreement: Agreement | None
@@ -37,7 +40,7 @@ class Measured:
     maps: Float[Tensor, "B N D"] | None
     """The student's patches in the teacher's space, for pictures."""
 
-    def figures(self) -> dict[str, float]:
+    def scalars(self) -> dict[str, float]:
         """All numbers by name, for logs."""
         found = {} if self.agreement is None else self.agreement.to_dict()
         found = {**found, "knn": self.knn}
@@ -59,20 +62,18 @@ class BranchEncoder:
 
     def __call__(self, images: Float[Tensor, "B 3 H W"]) -> Tokens:
         """Tokens of normalised images."""
-        output = self.outputs(images)
-        return Tokens(output["class"], output["patches"])
+        return self.output(images).tokens[0]
 
     @torch.no_grad()
-    def outputs(self, images: Float[Tensor, "B 3 H W"]) -> dict[str, Tensor]:
-        """All that the branch says about some images, [B, ...]; in evaluation mode, as it was afterwards."""
+    def output(self, images: Float[Tensor, "B 3 H W"]) -> BranchOutput:
+        """All that the branch makes of some images, as its one view; in evaluation mode, as it was afterwards."""
         was_training = self.branch.training
         self.branch.eval()
         try:
             with self.autocast():
-                found = self.branch([images[None].to(self.device, non_blocking=True)])[0]
+                return self.branch([images[None].to(self.device, non_blocking=True)])[0]
         finally:
             self.branch.train(was_training)
-        return {name: x[0] for name, x in found.items() if not name.endswith("prototypes")}
 
 
 class Examiner:
@@ -113,14 +114,14 @@ class Examiner:
         self.autocast = autocast
         self.teacher: Tokens | None = None
 
-    def __call__(self, distillation: Distillation) -> Measured:
+    def __call__(self, distillation: Distillation) -> StudentMetrics:
         """Measure the average as it is now."""
         knn = self.knn(distillation.ema)
         if self.images is None:
-            return Measured(None, knn, None)
+            return StudentMetrics(None, knn, None)
         teacher = self.teacher_tokens(distillation)
         student, projected = self._student_tokens(distillation, self.images)
-        return Measured(agreement(student, projected, teacher), knn, projected.patches.cpu())
+        return StudentMetrics(agreement(student, projected, teacher), knn, projected.patches.cpu())
 
     def knn(self, branch: Branch) -> float | None:
         """Accuracy of k-NN on a branch's class tokens, leave-one-out; None without labelled images."""
@@ -136,28 +137,22 @@ class Examiner:
         assert self.images is not None
         if self.teacher is None:
             encode = BranchEncoder(distillation.teacher, self.device, self.autocast)
-            self.teacher = _join([encode(part) for part in self.images.split(32)])
+            self.teacher = Tokens.cat([encode(part) for part in self.images.split(BATCH)])
         return self.teacher
 
     def _student_tokens(self, distillation: Distillation, images: Tensor) -> tuple[Tokens, Tokens]:
         """The average's own tokens, and the same in the teacher's space."""
         encode = BranchEncoder(distillation.ema, self.device, self.autocast)
-        outputs = [encode.outputs(part) for part in images.split(32)]
+        outputs = [encode.output(part) for part in images.split(BATCH)]
+        own = Tokens.cat([output.tokens[0] for output in outputs])
         if isinstance(distillation.objective, FeaturesObjective):
-            mapped = [distillation.objective.in_teacher_space(output) for output in outputs]
-        else:
-            with self.autocast():
-                maps = fit_maps(distillation.ema, distillation.teacher, self.fit_batches(), device=self.device)
-            names = ("class", "patches")
-            mapped = [{n: m(o[n].double()).float() for n, m in zip(names, maps, strict=True)} for o in outputs]
-        own = [Tokens(output["class"], output["patches"]) for output in outputs]
-        return _join(own), _join([Tokens(output["class"], output["patches"]) for output in mapped])
+            projected = Tokens.cat([output.projected[0] for output in outputs if output.projected is not None])
+            return own, distillation.objective.in_teacher_space(projected)
+        with self.autocast():
+            maps = fit_maps(distillation.ema, distillation.teacher, self.fit_batches(), device=self.device)
+        return own, maps(own)
 
 
 def load_images(source: Source, size: int) -> Float[Tensor, "B 3 S S"]:
     """Prepare a source's images for measuring: short side resized, centre crop, ImageNet statistics."""
     return torch.stack([eval_image(decode(source.read(i)), size) for i in range(len(source))])
-
-
-def _join(parts: list[Tokens]) -> Tokens:
-    return Tokens(torch.cat([p.class_token for p in parts]), torch.cat([p.patches for p in parts]))

@@ -11,16 +11,8 @@ from torch import Tensor, nn
 
 from dinov2_zoo.errors import ConfigError
 from dinov2_zoo.evaluation.record import checksum
+from dinov2_zoo.models.tokens import Tokens
 from dinov2_zoo.weights.fingerprint import weights_fingerprint
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Features of a batch of images: fp32, final norm applied, registers left out."""
-
-    class_token: Float[Tensor, "B D"]
-    patches: Float[Tensor, "B N D"]
-    """Row-major grid."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """A backbone out of a training checkpoint: any branch of it, whole, without building the run."""
 
 import json
-import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,53 +13,10 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from dinov2_zoo.config import ModelConfig
 from dinov2_zoo.errors import CheckpointError
 from dinov2_zoo.models.zoo import MODELS
+from dinov2_zoo.training.checkpoints.index import check_index
 from dinov2_zoo.training.checkpoints.manifest import check_files
 from dinov2_zoo.weights.key_maps import State
 from dinov2_zoo.weights.read import check_state, infer_config
-
-INDEX = ".metadata"
-"""torch's index of a checkpoint: a pickle, which is read only if it names nothing but what torch writes there."""
-
-_HARMLESS = {
-    ("pathlib", "PosixPath"),
-    ("pathlib", "WindowsPath"),
-    ("pathlib", "PurePosixPath"),
-    ("pathlib._local", "PosixPath"),
-    ("collections", "OrderedDict"),
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    *(("torch.distributed.checkpoint.filesystem", n) for n in ("_StorageInfo", "_StoragePrefix")),
-    *(
-        ("torch.distributed.checkpoint.metadata", n)
-        for n in (
-            "Metadata", "MetadataIndex", "StorageMeta", "ChunkStorageMetadata", "TensorProperties",
-            "TensorStorageMetadata", "BytesStorageMetadata", "_MEM_FORMAT_ENCODING",
-        )
-    ),
-}  # fmt: skip
-
-
-class _Strict(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _HARMLESS or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name}")
-
-
-def check_index(folder: Path) -> None:
-    """Raise unless a checkpoint's index can be read without running anything.
-
-    Raises:
-        CheckpointError: It names something that torch does not write there, or is damaged.
-    """
-    try:
-        with (folder / INDEX).open("rb") as file:
-            _Strict(file).load()
-    except (pickle.UnpicklingError, EOFError, OSError, AttributeError, ValueError, IndexError, KeyError) as error:
-        raise CheckpointError(
-            f"{folder / INDEX} is not an index that torch has written ({error}), and reading it could run anything: "
-            "get the checkpoint from where it was made."
-        ) from error
 
 
 def load_training_weights(folder: Path, branch: Literal["ema", "student"] = "ema") -> tuple[ModelConfig, State]:

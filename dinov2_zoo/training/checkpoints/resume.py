@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from dinov2_zoo.errors import CheckpointError
-from dinov2_zoo.training.checkpoints.backbone import check_index
+from dinov2_zoo.training.checkpoints.index import check_index
 from dinov2_zoo.training.checkpoints.manifest import read_manifest
 from dinov2_zoo.training.state import TrainState
 

@@ -1,4 +1,4 @@
-"""The checkpoints of one run: written aside, sealed and renamed, while training goes on."""
+"""The checkpoints of one run: written aside, given a manifest and renamed, while training goes on."""
 
 import contextlib
 import shutil

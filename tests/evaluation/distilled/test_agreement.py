@@ -5,8 +5,8 @@ import torch
 
 from dinov2_zoo.errors import ConfigError, DataError
 from dinov2_zoo.evaluation.distilled.agreement import MIN_IMAGES, agreement, neighbour_overlap
-from dinov2_zoo.evaluation.encoders.encoder import Tokens
 from dinov2_zoo.models.grid import resample_grid
+from dinov2_zoo.models.tokens import Tokens
 
 
 def tokens(images=4, patches=9, dim=6, seed=0):

@@ -8,8 +8,9 @@ from PIL import Image
 from torch import nn
 
 from dinov2_zoo.errors import DataError
-from dinov2_zoo.evaluation.encoders.encoder import BackboneEncoder, Tokens
+from dinov2_zoo.evaluation.encoders.encoder import BackboneEncoder
 from dinov2_zoo.evaluation.encoders.features import class_features
+from dinov2_zoo.models.tokens import Tokens
 
 
 class Photos:

@@ -1,0 +1,66 @@
+"""The module that a run trains, from its configuration."""
+
+from dataclasses import replace
+
+from dinov2_zoo.config import DistillConfig, PretrainConfig, all_problems
+from dinov2_zoo.config.distill import INITS
+from dinov2_zoo.hub.model import Dinov2Model
+from dinov2_zoo.hub.teacher import heads_beside, load_teacher, load_teacher_with_heads
+from dinov2_zoo.initialisation.selected import check_fits
+from dinov2_zoo.models.branch import Branch
+from dinov2_zoo.models.heads import FeatureProjector, PrototypeHead
+from dinov2_zoo.models.students import TimmStudent, build_student
+from dinov2_zoo.models.vision_transformer import VisionTransformer
+from dinov2_zoo.models.zoo import model_config
+from dinov2_zoo.objectives.distillation import Distillation
+from dinov2_zoo.objectives.self_distillation import SelfDistillation
+from dinov2_zoo.weights.heads import load_heads
+
+
+def build_distillation(config: DistillConfig) -> Distillation:
+    """Teacher, student with random or earlier weights, and the objective between them."""
+    size, earlier = config.crops.global_size, None if config.init in INITS else config.init
+    student = Dinov2Model.from_pretrained(earlier, img_size=size) if earlier else build_student(config.student, size)
+    dim = student.embed_dim
+    if config.objective.kind == "prototypes":
+        teacher = load_teacher_with_heads(config.teacher, config.heads, dino=config.dino_head, ibot=config.ibot_head)
+        assert teacher.dino is not None and teacher.ibot is not None
+        dino = PrototypeHead(dim, replace(config.dino_head, prototypes=teacher.dino.count))
+        ibot = PrototypeHead(dim, replace(config.ibot_head, prototypes=teacher.ibot.count))
+        if file := heads_beside(earlier) if earlier else None:
+            dino, ibot = load_heads(file, dim, student.state_dict())
+        branch = Branch(student, dino=dino, ibot=ibot)
+    else:
+        teacher = load_teacher(config.teacher)
+        if isinstance(student, TimmStudent) and config.crops.local_count:
+            student.try_size(config.crops.local_size, "set --crops.local_count 0")
+        branch = Branch(student, projector=FeatureProjector(student.class_dim, dim, teacher.backbone.embed_dim))
+    backbone = teacher.backbone
+    assert isinstance(backbone, VisionTransformer)
+    with all_problems():
+        if config.init in ("fitted", "selected") and not isinstance(student, TimmStudent):
+            check_fits(backbone, student)
+        config.check_patch(backbone.patch_size)
+    return Distillation(branch, teacher, config.objective)
+
+
+def build_self_distillation(config: PretrainConfig) -> SelfDistillation:
+    """Student, its average, and the losses between them."""
+    heads = None
+    if config.init != "random":
+        # A frozen backbone keeps the positions it has; another grows or shrinks them to its new size once.
+        size = None if config.freeze_backbone else config.crops.global_size
+        backbone = Dinov2Model.from_pretrained(config.init, img_size=size)
+        file = heads_beside(config.init)
+        heads = load_heads(file, backbone.embed_dim, backbone.state_dict()) if file else None
+    else:
+        shape = model_config(config.model)
+        ffn = config.ffn or shape.ffn
+        shape = replace(shape, patch_size=config.patch_size, img_size=config.crops.global_size, ffn=ffn)
+        backbone = VisionTransformer(shape)
+    config.check_patch(backbone.patch_size)
+    backbone.requires_grad_(not config.freeze_backbone)
+    dino, ibot = heads or (PrototypeHead(backbone.embed_dim, head) for head in (config.dino_head, config.ibot_head))
+    tied = config.self_distillation.tied_heads
+    branch = Branch(backbone, dino=dino, ibot=None if tied else ibot, tied=tied)
+    return SelfDistillation(branch, config.losses, config.self_distillation)

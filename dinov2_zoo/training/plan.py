@@ -1,0 +1,172 @@
+"""What a run will do, settled and said before it begins: images, batch, steps, time, and where results go."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TypeVar
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from dinov2_zoo.config import LoaderConfig, RunConfig, to_dict
+from dinov2_zoo.config.auto import is_auto
+from dinov2_zoo.config.settle import Cost, Hardware, adopt, settle_length
+from dinov2_zoo.data.batch import Batch
+from dinov2_zoo.progress import duration
+from dinov2_zoo.training.run_folder import check_run_folder
+from dinov2_zoo.training.runtime import Runtime
+
+C = TypeVar("C", bound=RunConfig)
+
+MEMORY_SHARE = 0.7
+"""Share of the free memory that batches may fill."""
+BACKWARD = 1.5
+"""Memory of a backward pass over that of what was kept for it: gradients of activations, temporaries (chosen here)."""
+STATE = 16
+"""Bytes per trained number: gradient, two moments and a copy (fp32)."""
+
+
+def check_run(config: C, *, resume: str | None) -> C:
+    """Check the run folder, before anything else is done.
+
+    Args:
+        config: As asked for.
+        resume: Go on with the run that the folder holds.
+
+    Returns:
+        The configuration; what it leaves open is as it was in the run to be resumed.
+
+    Raises:
+        ConfigError: The folder holds another run, is not a run, or was made with other settings.
+    """
+    if is_auto(config.name):
+        config = replace(config, name=config.folder.name)
+    record = config.folder / "config.json"
+    if resume and record.is_file():
+        config = adopt(config, json.loads(record.read_text())["config"])
+    check_run_folder(config.folder, to_dict(config), resume=resume)
+    return config
+
+
+def hardware(runtime: Runtime) -> Hardware:
+    """What a run has."""
+    return Hardware(runtime.device.type, runtime.world_size, runtime.cores)
+
+
+def settle(
+    asked: C,
+    config: C,
+    runtime: Runtime,
+    module: nn.Module,
+    batches: Callable[[LoaderConfig], Iterable[Batch]],
+    *,
+    images: int,
+) -> tuple[C, float]:
+    """Measure a few passes of a module on real crops and settle all that follows. Every process must call it.
+
+    Args:
+        asked: The configuration as asked for.
+        config: From `settle_data`.
+        runtime: Where the run is.
+        module: Maps a batch to loss terms; on its device, not yet sharded. It is left as it was.
+        batches: Reads this process's batches as a loader's settings say.
+        images: To train on.
+
+    Returns:
+        The configuration without any "auto", and the seconds that the run will take.
+    """
+    count = min(8 if runtime.device.type == "cuda" else 2, max(1, images // runtime.world_size))
+    loader = replace(config.loader, batch_size=count * runtime.world_size, workers=0)
+    started = time.perf_counter()
+    batch = next(iter(batches(loader)))
+    decode = (time.perf_counter() - started) / count
+    cost = measure(runtime, module, batch, decode=decode)
+    config, seconds = settle_length(asked, config, images, cost, hardware(runtime))
+    return replace(config, runtime=replace(config.runtime, precision=runtime.precision)), seconds
+
+
+def measure(runtime: Runtime, module: nn.Module, batch: Batch, *, decode: float) -> Cost:
+    """What an image costs: the slowest process's times, the least memory that one has.
+
+    Args:
+        runtime: Where the run is.
+        module: As for `settle`.
+        batch: Of this process.
+        decode: Seconds that it took to make, per image.
+    """
+    device, count = runtime.device, len(batch.seeds)
+    batch = batch.to(device)
+    moving = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    kept: dict[int, int] = {}
+    own = {p.untyped_storage().data_ptr() for p in module.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def forward() -> Tensor:
+        with runtime.autocast():
+            return module(batch)["loss"]
+
+    with torch.random.fork_rng(devices=[]):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            forward().backward()  # the first is slow: kernels are chosen, memory is fetched
+        train = _fastest(lambda: forward().backward(), device) / count
+        with torch.no_grad():
+            passes = _fastest(forward, device) / count
+    for parameter in module.parameters():
+        parameter.grad = None
+    for name, buffer in module.named_buffers():
+        buffer.copy_(moving[name])
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    free = MEMORY_SHARE * _free_memory(device) - STATE * trained
+    mine = Cost(train, passes, decode, BACKWARD * sum(kept.values()) / count, free)
+    everyone = runtime.gather(mine)
+    slowest = {name: max(getattr(cost, name) for cost in everyone) for name in ("train", "forward", "decode", "memory")}
+    return Cost(**slowest, free=min(cost.free for cost in everyone))
+
+
+def announce(config: RunConfig, images: str, *, train: int, heldout: int, seconds: float) -> str:
+    """One paragraph for the person who began the run.
+
+    Args:
+        config: Settled.
+        images: What was found and left out, in words.
+        train: Images to train on.
+        heldout: Images kept out.
+        seconds: Expected time.
+    """
+    batch, steps = config.loader.batch_size, config.optim.steps
+    passes = steps * batch / train
+    kept = f"; {heldout} of them are kept out of training, for measuring" if heldout else ""
+    return (
+        f"{images}{kept}. {steps:,} steps of {batch} images, {passes:.3g} passes over {train:,}, "
+        f"about {duration(seconds)}. Results go to {config.folder}."
+    )
+
+
+def _fastest(action: Callable[[], object], device: torch.device, times: int = 3) -> float:
+    """Seconds of the fastest of a few repetitions: what else the machine does only ever adds."""
+    found: list[float] = []
+    for _ in range(times):
+        started = _now(device)
+        action()
+        found.append(_now(device) - started)
+    return min(found)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _free_memory(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -1,0 +1,30 @@
+"""The runs, and what the larger ones are told by default. Importing this imports no torch."""
+
+from functools import partial
+from pathlib import Path
+
+from dinov2_zoo.arguments import parse
+from dinov2_zoo.config import DistillConfig, PretrainConfig
+
+FOLDER = Path(__file__).parent
+PRESETS = FOLDER / "configs"
+
+distill_arguments = partial(
+    parse,
+    DistillConfig,
+    script=FOLDER / "distill.py",
+    position="data",
+    default_config=PRESETS / "demo.yaml",
+    own_data_config=PRESETS / "own_images.yaml",
+)
+"""Parses the command line of `distill.py`."""
+
+pretrain_arguments = partial(
+    parse,
+    PretrainConfig,
+    script=FOLDER / "pretrain.py",
+    position="data",
+    default_config=PRESETS / "pretrain_demo.yaml",
+    own_data_config=PRESETS / "own_teacher.yaml",
+)
+"""Parses the command line of `pretrain.py`."""
