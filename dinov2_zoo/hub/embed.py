@@ -139,4 +139,4 @@ def _bar(progress: bool | None, total: int | None, batch_size: int) -> Progress:
     if progress is None:
         progress = console.is_terminal and (total is None or total > batch_size)
     columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    return Progress(*columns, console=console, transient=True, disable=not progress)
+    return Progress(*columns, console=console, transient=console.is_terminal, disable=not progress)

@@ -84,7 +84,7 @@ def nearest(
             f"{model or origin.model} has other weights than the model that made {path} ({origin.model}): name that "
             "one with --model, or embed the photos again."
         )
-    query = net.embed(photo, size=origin.size)
+    query = net.embed(photo, size=origin.size, return_names=True).features
     if len(query) != 1:
         raise ConfigError(f"{len(query)} photos are too many to look for: name one.")
     similarity = F.cosine_similarity(query, features)

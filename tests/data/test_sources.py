@@ -1,12 +1,15 @@
 """Every kind of source gives back the same bytes in a fixed order; every bad input is refused with the remedy."""
 
+import http.server
 import io
 import pickle
 import tarfile
+import threading
 
 import pytest
 from PIL import Image
 
+from dinov2_zoo.data import tables
 from dinov2_zoo.data.decode import DecodeError, decode
 from dinov2_zoo.data.sources import heldout_source, open_source
 from dinov2_zoo.errors import DataError
@@ -139,7 +142,7 @@ def test_a_saved_dataset_and_its_splits(tmp_path, own_cache):
         open_source(str(tmp_path / "saved"))
 
 
-def test_a_hub_dataset_is_asked_for_by_name_config_and_split(monkeypatch):
+def test_a_hub_dataset_is_asked_for_by_name_config_and_split(monkeypatch, reachable):
     datasets = pytest.importorskip("datasets")
     asked = []
 
@@ -148,20 +151,57 @@ def test_a_hub_dataset_is_asked_for_by_name_config_and_split(monkeypatch):
         return labelled_dataset()
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    reachable(True)
     assert contents(open_source("hf:some/set:small@test")) == IMAGES
     assert open_source("hf:some/set").name(2) == "hf:some/set[2]"
     assert asked == [("some/set", "small", "test"), ("some/set", None, "train")]
 
 
-def test_without_a_network_a_hub_dataset_says_what_to_do(monkeypatch):
+@pytest.fixture
+def reachable(monkeypatch):
+    """Says whether the Hub answers, without asking it."""
+    return lambda answer: monkeypatch.setattr(tables, "_answers", lambda _: answer)
+
+
+def test_a_hub_dataset_that_cannot_be_loaded_says_what_to_do(monkeypatch, reachable):
     datasets = pytest.importorskip("datasets")
 
     def fail(*_, **__):
-        raise ConnectionError("Couldn't reach the Hub\nlong traceback")
+        raise ValueError("Unknown split\nlong traceback")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(DataError, match=r"\(Couldn't reach the Hub\).*HF_DATASETS_OFFLINE=1.*local folder\.$"):
+    reachable(True)
+    with pytest.raises(DataError, match=r"\(Unknown split\): check name, config and split.*local folder\.$"):
         open_source("hf:some/set")
+
+
+def test_without_a_network_the_cache_is_asked_alone_and_nothing_is_tried_again(monkeypatch, reachable, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    config, load, offline = pytest.importorskip("datasets.config"), datasets.load_dataset, []
+
+    def watched(*words, **options):
+        offline.append(config.HF_HUB_OFFLINE)
+        return load(*words, **options, cache_dir=str(tmp_path))
+
+    monkeypatch.setattr(datasets, "load_dataset", watched)
+    monkeypatch.setattr(config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("tried again"))
+    reachable(False)
+    with pytest.raises(
+        DataError, match=r"hf:some/set is not in the cache, and http.* cannot be reached: check the netw"
+    ):
+        open_source("hf:some/set")
+    assert offline == [True] and config.HF_HUB_OFFLINE is False
+
+
+def test_a_server_that_refuses_answers_and_none_does_not(monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)  # knows no HEAD: 501
+    threading.Thread(target=server.handle_request, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    assert tables._answers(address)
+    server.server_close()
+    assert not tables._answers(address)
 
 
 def test_package_photos_set_aside_their_heldout_part():

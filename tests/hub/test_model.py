@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -110,7 +111,7 @@ def test_preprocessing_is_evaluations(model, photos):
     assert batch.shape == (2, 3, 98, 98)
     assert torch.equal(batch[1], eval_image(photos[1], 98))
     assert torch.equal(model.preprocess(str(photos[0]), size=98)[0], batch[0])
-    assert model.preprocess(photos[1]).shape == (1, 3, 224, 224)
+    assert model.preprocess(photos[1]).shape == (1, 3, 112, 112)  # the size that its positions are stored for
     grey = model.preprocess(Image.new("RGB", (50, 50), (128, 128, 128)), size=14)[0, :, 7, 7]
     expected = [(128 / 255 - mean) / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)]
     torch.testing.assert_close(grey, torch.tensor(expected), rtol=0, atol=1e-5)
@@ -121,25 +122,97 @@ def test_photos_of_any_mode_are_taken(model):
         assert model.preprocess(Image.new(mode, (40, 30)), size=28).shape == (1, 3, 28, 28)
 
 
-def test_a_broken_or_missing_photo_is_named(model, tmp_path):
-    (tmp_path / "broken.jpg").write_bytes(b"no photo")
-    with pytest.raises(DataError, match=r"broken\.jpg"):
-        model.embed(tmp_path / "broken.jpg")
-    with pytest.raises(DataError, match=r"missing\.jpg"):
-        model.embed(tmp_path / "missing.jpg")
+def test_prepared_photos_fit_the_model_whatever_its_precision(model, photos):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        model.to(dtype)
+        assert (model.dtype, model.device) == (dtype, torch.device("cpu"))
+        pixels = model.preprocess(photos, size=84)
+        assert (pixels.dtype, pixels.device) == (dtype, model.device)
+        features = model.embed(photos, size=84)
+        assert features.dtype == torch.float32
+        torch.testing.assert_close(features, model(pixels).detach().float(), rtol=0, atol=0.05)
 
 
-def test_features_are_the_class_tokens_in_order_whatever_the_batch(model, photos):
+def test_features_are_the_class_tokens_in_order_whatever_the_batch_and_the_threads(model, photos):
     many = photos * 3
-    features = model.embed(many, size=84, batch_size=4)
-    assert features.shape == (6, 64)
-    assert features.dtype == torch.float32
+    features = model.embed(many, size=84, batch_size=4, workers=1)
+    assert (features.shape, features.dtype) == ((6, 64), torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(features, model(model.preprocess(many, size=84)), rtol=0, atol=1e-5)
-    assert (model.embed([]).shape, model.preprocess([], size=84).shape) == ((0, 64), (0, 3, 84, 84))
-    with pytest.raises(ConfigError, match="batch_size 0"):
-        model.embed(many, batch_size=0)
-    assert model.bfloat16().embed(photos, size=84).dtype == torch.float32
+    torch.testing.assert_close(features, model.embed(iter(many), size=84, workers=8), rtol=0, atol=1e-5)
+    assert torch.equal(model.embed(photos), model.embed(photos, size=112))
+
+
+def test_broken_photos_are_left_out_named_and_the_rows_tell_which(model, photos, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no photo")
+    given = [photos[0], tmp_path / "broken.jpg", photos[1], tmp_path / "missing.jpg"]
+    with pytest.warns(
+        UserWarning, match=r"(?s)2 of 4 photos could not be read:.*broken\.jpg: .*missing\.jpg: "
+    ) as told:
+        features = model.embed(given, size=84)
+    assert told[0].filename == __file__
+    assert torch.equal(features, model.embed(photos, size=84))
+    found = model.embed(given, size=84, return_names=True)
+    assert torch.equal(found.features, features)
+    assert (found.names, found.indices) == ([str(photos[0]), "image 2"], [0, 2])
+    assert [(photo.sample_id, photo.name) for photo in found.skipped] == [
+        (1, str(tmp_path / "broken.jpg")),
+        (3, str(tmp_path / "missing.jpg")),
+    ]
+
+
+def test_a_kind_that_takes_a_package_is_warned_of_and_a_text_is_not(model, photos, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    folder = photos[0].parent
+    (folder / "notes.txt").touch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(model.embed(folder, size=28)) == 1
+    (folder / "x.heic").touch()
+    with pytest.warns(UserWarning, match=r"1 HEIC left out \(needs `.*install pillow-heif`\)"):
+        model.embed(folder, size=28)
+    assert model.embed(folder, size=28, return_names=True).left_out == {"HEIC": 1, "other": 1}
+
+
+def test_where_nothing_can_be_read_the_reason_is_an_error(model, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no photo")
+    with pytest.raises(DataError, match=r"^.*broken\.jpg: The file is not an image"):
+        model.embed(tmp_path / "broken.jpg")
+    with pytest.raises(DataError, match=r"None of 3 photos can be read; the first is .*broken\.jpg: "):
+        model.embed([tmp_path / "broken.jpg"] * 3)
+    with pytest.raises(DataError, match=r"broken\.jpg: The file is not an image"):
+        model.preprocess([Image.new("RGB", (9, 9)), tmp_path / "broken.jpg"])
+    with pytest.raises(DataError, match=r"no file or folder .*missing\.jpg: name a photo"):
+        model.embed(tmp_path / "missing.jpg")
+    for nothing in ([], iter([])):
+        for call in (model.embed, model.preprocess):
+            with pytest.raises(DataError, match="There are no images: give at least one"):
+                call(nothing)
+
+
+def test_settings_that_read_nothing_are_refused(model, photos):
+    for option in ("batch_size", "workers"):
+        with pytest.raises(ConfigError, match=f"{option} 0 reads no photo: use 1 or more"):
+            model.embed(photos, **{option: 0})
+    with pytest.raises(ConfigError, match="size 100 is no multiple of the patch"):
+        model.embed(photos, size=100)
+
+
+def test_embedding_leaves_the_model_in_its_mode(model, photos):
+    before = model.embed(photos, size=28)
+    model.train()
+    assert torch.equal(model.embed(photos, size=28), before) and model.training
+
+
+def test_a_bar_is_shown_on_a_terminal_or_when_asked_for(model, photos, capfd, monkeypatch):
+    model.embed(photos, size=28, batch_size=1)
+    assert capfd.readouterr().err == ""
+    model.embed(photos, size=28, progress=True)
+    assert "2/2" in capfd.readouterr().err
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
+    for options, shown in (({"batch_size": 1}, True), ({"batch_size": 2}, False), ({"progress": False}, False)):
+        model.embed(photos, size=28, **options)
+        assert ("embedding" in capfd.readouterr().err) is shown
 
 
 def test_a_probe_can_be_trained_on_features(model, photos):
