@@ -69,7 +69,7 @@ class Format:
 
 
 HEIC = Format("HEIC", (".heic", ".heif", ".hif"), "pillow_heif", ("pillow-heif",))
-AVIF = Format("AVIF", (".avif",), "pillow_avif", ("pillow-avif-plugin",), "avif")
+AVIF = Format("AVIF", (".avif",), "pillow_avif", ("pillow>=11.3",), "avif")
 JPEG_XL = Format("JPEG XL", (".jxl",), "pillow_jxl", ("pillow-jxl-plugin",))
 JPEG_2000 = Format("JPEG 2000", (".jp2", ".j2k", ".jpx"), None, ("--upgrade", "pillow"), "jpg_2000")
 RAW = Format("raw", (".nef", ".cr2", ".cr3", ".arw", ".dng", ".raf", ".orf", ".rw2"), "rawpy", ("rawpy",))

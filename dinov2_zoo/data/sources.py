@@ -18,7 +18,7 @@ from dinov2_zoo.data.tar_shards import TarShards, expand
 from dinov2_zoo.errors import DataError
 
 KINDS = (
-    "a folder, a pattern such as photos/*.jpg, a .txt list, .tar shards, .parquet files, "
+    "a folder, a .txt list, .tar shards, .parquet files, a pattern such as photos/*.jpg, "
     "a folder of datasets.save_to_disk, hf:name[:config][@split] or package:photos/train"
 )
 

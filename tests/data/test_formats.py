@@ -105,7 +105,7 @@ def test_a_scan_is_no_raw_photo():
 def test_without_its_package_a_file_names_what_to_install(nothing_optional):
     for start, package in (
         (b"\0\0\0\x18ftypheic", "pillow-heif"),
-        (b"\0\0\0\x18ftypavif", "pillow-avif-plugin"),
+        (b"\0\0\0\x18ftypavif", "'pillow>=11.3'"),
         (b"\xff\x0a", "pillow-jxl-plugin"),
         (b"\0\0\0\x0cjP  ", "--upgrade pillow"),
         (b"\0\0\0\x18ftypcrx ", "rawpy"),
