@@ -1,13 +1,12 @@
 """Features of any number of photos, whatever they come as; what cannot be read is left out and named."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from dinov2_zoo.data.batch import Skipped
@@ -17,6 +16,7 @@ from dinov2_zoo.data.inputs import Images, Input, Inputs
 from dinov2_zoo.data.preprocess import eval_image
 from dinov2_zoo.data.read_ahead import read_ahead
 from dinov2_zoo.errors import ConfigError, DataError
+from dinov2_zoo.progress import progress as shown_progress
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def embed_images(
         size: Side to which they are prepared, pixels.
         batch_size: Photos at a time.
         workers: Threads that read and decode.
-        progress: Show a bar; None: on a terminal, for more than one batch.
+        progress: Say how far it is, once it has taken 5 s; None: on a terminal only.
 
     Raises:
         ConfigError: `batch_size` or `workers` is below 1.
@@ -94,8 +94,7 @@ def embed_images(
         except DecodeError as error:
             return error
 
-    with _bar(progress, inputs.total, batch_size) as bar:
-        task = bar.add_task("embedding", total=inputs.total)
+    with _progress(progress, inputs.total) as advance:
         for batch in read_ahead(inputs, prepare, batch_size=batch_size, workers=workers):
             prepared: list[Tensor] = []
             for photo, made in batch:
@@ -106,9 +105,9 @@ def embed_images(
                     names.append(photo.name)
                     indices.append(seen)
                 seen += 1
+                advance()
             if prepared:
                 features.append(encode(torch.stack(prepared)).float().cpu())
-            bar.update(task, completed=seen)
     if not seen:
         raise DataError("There are no images: give at least one.")
     if not features:
@@ -134,9 +133,9 @@ def prepare_images(images: Images, size: int) -> Float[Tensor, "B 3 S S"]:
     return torch.stack(batch)
 
 
-def _bar(progress: bool | None, total: int | None, batch_size: int) -> Progress:
+def _progress(progress: bool | None, total: int | None) -> AbstractContextManager[Callable[[], None]]:
+    """Gives what to call after each photo."""
     console = Console(stderr=True)
-    if progress is None:
-        progress = console.is_terminal and (total is None or total > batch_size)
-    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    return Progress(*columns, console=console, transient=console.is_terminal, disable=not progress)
+    if console.is_terminal if progress is None else progress:
+        return shown_progress("Embedding", total, console=console)
+    return nullcontext(lambda: None)

@@ -180,7 +180,7 @@ class Dinov2Model(VisionTransformer):
                 throughout.
             batch_size: Photos at a time.
             workers: Threads that read and decode.
-            progress: Show a bar; None: on a terminal, for more than one batch.
+            progress: Say how far it is, once it has taken 5 s; None: on a terminal only.
             return_names: Return the features with names and places of their photos, and what was left out.
 
         Raises:

@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+import time
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,7 +17,9 @@ import dinov2_zoo
 from dinov2_zoo.config import ModelConfig
 from dinov2_zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, eval_image
 from dinov2_zoo.errors import CheckpointError, ConfigError, DataError
+from dinov2_zoo.hub import embed
 from dinov2_zoo.hub.model import Dinov2Model
+from dinov2_zoo.progress import progress
 from dinov2_zoo.weights.key_maps import from_ours
 
 PLAIN = ModelConfig(64, 2, 1, img_size=112, position_offset=0.1, position_antialias=False)
@@ -204,15 +208,18 @@ def test_embedding_leaves_the_model_in_its_mode(model, photos):
     assert torch.equal(model.embed(photos, size=28), before) and model.training
 
 
-def test_a_bar_is_shown_on_a_terminal_or_when_asked_for(model, photos, capfd, monkeypatch):
-    model.embed(photos, size=28, batch_size=1)
-    assert capfd.readouterr().err == ""
-    model.embed(photos, size=28, progress=True)
-    assert "2/2" in capfd.readouterr().err
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
-    for options, shown in (({"batch_size": 1}, True), ({"batch_size": 2}, False), ({"progress": False}, False)):
+def test_progress_is_said_on_a_terminal_or_when_asked_for(model, photos, capfd, monkeypatch):
+    monkeypatch.setattr(embed, "shown_progress", partial(progress, after=0))
+    slow = ((time.sleep(0.1), photo)[1] for _ in range(9) for photo in photos)
+    model.embed(slow, size=28, progress=True)
+    assert "Embedding" in capfd.readouterr().err
+    monkeypatch.setattr(embed, "shown_progress", lambda *_, **__: pytest.fail("shown"))
+    for options in ({}, {"progress": False}):
         model.embed(photos, size=28, **options)
-        assert ("embedding" in capfd.readouterr().err) is shown
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
+    model.embed(photos, size=28, progress=False)
+    with pytest.raises(pytest.fail.Exception, match="shown"):
+        model.embed(photos, size=28)
 
 
 def test_a_probe_can_be_trained_on_features(model, photos):
