@@ -197,7 +197,7 @@ def test_five_percent_of_images_of_eight_troublesome_kinds(launch, place, tmp_pa
 
 def test_a_function_distils_and_gives_the_student(place, tmp_path):
     settings = {"crops": {"global_size": 56, "local_count": 0}, "loader": {"batch_size": 4, "workers": 0}}
-    settings |= {"evaluation": {"size": 56, "heldout_count": 4, "fit_images": 8}, "start": "random"}
+    settings |= {"evaluation": {"size": 56, "heldout_count": 4, "fit_images": 8}, "init": "random"}
     settings |= {"optim": {"steps": 1, "warmup_steps": 0}, "runtime.threads": 1, "log.progress": False}
     places = {"teacher": place / "teacher", "runs": tmp_path, "name": "called"}
     student = dinov2_zoo.distill(place / "images", student="vitti14", **places, **settings)

@@ -161,10 +161,7 @@ def settle_length(asked: C, config: C, images: int, cost: Cost, hardware: Hardwa
     }
     if isinstance(config, DistillConfig):
         changes["init_images"] = first["init_images"]
-    if isinstance(config, PretrainConfig):
-        warmup = min(config.self_distillation.temperature_warmup_steps, steps // 2)
-        changes["self_distillation"] = dataclasses.replace(config.self_distillation, temperature_warmup_steps=warmup)
-    return dataclasses.replace(config, **changes), preparation + steps * step
+    return _within(dataclasses.replace(config, **changes)), preparation + steps * step
 
 
 def adopt(config: C, record: Mapping[str, Any]) -> C:
@@ -174,7 +171,17 @@ def adopt(config: C, record: Mapping[str, Any]) -> C:
         config: As asked for now.
         record: Nested settings of the run, without any "auto".
     """
-    return dataclasses.replace(_adopt(config, record), epochs=None, time=None)
+    config = dataclasses.replace(_adopt(config, record), epochs=None, time=None)
+    return _within(dataclasses.replace(config, optim=config.optim.settled()))
+
+
+def _within(config: C) -> C:
+    """The same with the temperature's rise over within half of the run."""
+    if isinstance(config, PretrainConfig):
+        warmup = min(config.self_distillation.temperature_warmup_steps, config.optim.steps // 2)
+        temperature = dataclasses.replace(config.self_distillation, temperature_warmup_steps=warmup)
+        config = dataclasses.replace(config, self_distillation=temperature)
+    return config
 
 
 def _adopt(config: Any, record: Mapping[str, Any], *, length: bool = False) -> Any:

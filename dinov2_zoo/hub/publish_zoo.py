@@ -189,7 +189,6 @@ def _done(item: Item, source: Remote | None, token: str | None) -> bool:
 
 def _licence() -> str | None:
     """The Apache licence's text, which whoever passes the weights on must pass on too; this package carries it."""
-    try:
-        return importlib.metadata.distribution("dinov2-zoo").read_text("licenses/LICENSE")
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    # A checkout that was installed has two entries, of which one may be without files.
+    texts = [d.read_text("licenses/LICENSE") for d in importlib.metadata.distributions(name="dinov2-zoo")]
+    return next(filter(None, texts), None)

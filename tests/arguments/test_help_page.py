@@ -45,12 +45,12 @@ def test_the_short_page_has_the_abstract_everyday_options_and_the_groups(page):
 
 
 def test_values_are_those_of_the_preset_that_would_be_read(page, tmp_path):
-    assert "--optim.steps int Optimizer steps of the run. (default: 90)" in page("--help")
-    assert "Optimizer steps of the run. (default: 77)" in page("photos", "--help")
-    assert "Optimizer steps of the run. (default: 77)" in page("--data=photos", "-h", "optim")
+    assert "--optim.steps int|auto Optimizer steps of the run (paper: 625,000). (default: 90)" in page("--help")
+    assert "Optimizer steps of the run (paper: 625,000). (default: 77)" in page("photos", "--help")
+    assert "a day on GPUs (chosen here). (default: 77)" in page("--data=photos", "-h", "optim")
     other = tmp_path / "other.yaml"
     other.write_text("optim: {steps: 55, warmup_steps: 5}\n")
-    assert "Optimizer steps of the run. (default: 55)" in page(
+    assert "a day on GPUs (chosen here). (default: 55)" in page(
         "photos", "--config", str(other), "--help", "optim.steps"
     )
 

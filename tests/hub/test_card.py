@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from dinov2_zoo.arguments import parse
-from dinov2_zoo.config import DistillConfig, to_dict
+from dinov2_zoo.config import DistillConfig, LoaderConfig, OptimConfig, to_dict
 from dinov2_zoo.errors import ConfigError
 from dinov2_zoo.hub.card import record_of_run, record_of_source, render, shareable, teacher_origin, training_hours
 from dinov2_zoo.hub.model import Dinov2Model
@@ -90,10 +90,14 @@ def test_where_a_teacher_is_from_is_told(teacher, said):
     assert said in teacher_origin(teacher)
 
 
+def settled(**settings):
+    return DistillConfig(loader=LoaderConfig(batch_size=8, workers=1), optim=OptimConfig(20).settled(), **settings)
+
+
 @pytest.fixture
 def run(tmp_path):
     """What a finished run leaves."""
-    config = to_dict(DistillConfig(student="vitti14", teacher="facebook/dinov2-small", data="/my/photos"))
+    config = to_dict(settled(student="vitti14", teacher="facebook/dinov2-small", data="/my/photos"))
     Dinov2Model(model_config("vitti14")).save_pretrained(tmp_path / "student")
     provenance = {"machine": "a machine, 2 cores", "git": "abc", "torch": "2", "python": "3"}
     (tmp_path / "config.json").write_text(json.dumps({"config": config, "provenance": provenance}))
@@ -109,7 +113,7 @@ def test_a_runs_record_has_its_figures_and_a_command_that_gives_its_settings(run
     record = record_of_run(run)
     assert [result["value"] for result in record["results"]] == [0.75, 0.5, 0.25, 0.125]
     # 10 steps at 2 images/s and 10 at 4, of the batch each.
-    batch = DistillConfig().loader.batch_size
+    batch = 8
     assert training_hours(*hours_of(run)) == pytest.approx(10 * batch / 2 / 3600 + 10 * batch / 4 / 3600)
     card = render(record)
     header = yaml.safe_load(card.split("---")[1])

@@ -88,7 +88,7 @@ def checkpoint(tmp_path):
     student, teacher = model(REGISTERS), model(PLAIN)
     module = Distillation(Branch(student, projector=FeatureProjector(64, 64, 64)), Branch(teacher), ObjectiveConfig())
     with Runtime(RuntimeConfig(precision="fp32", cpu=True, threads=1)) as runtime:
-        state = TrainState.start(runtime.shard(module), OptimConfig(), global_batch=8)
+        state = TrainState.start(runtime.shard(module), OptimConfig(steps=10), global_batch=8)
         with torch.no_grad():
             module.ema.backbone.cls_token.add_(1)
         state.step = 3

@@ -11,7 +11,7 @@ from fake_hub import serve
 from huggingface_hub import constants, parse_eval_result_entries
 from safetensors.torch import load_file
 
-from dinov2_zoo.config import DistillConfig, to_dict
+from dinov2_zoo.config import DistillConfig, LoaderConfig, to_dict
 from dinov2_zoo.errors import ConfigError, HubError, ZooError
 from dinov2_zoo.hub.model import Dinov2Model
 from dinov2_zoo.hub.publish import gather, publish
@@ -32,10 +32,18 @@ def run(tmp_path):
     Dinov2Model(model_config("vitti14_reg4")).save_pretrained(folder / "student")
     (folder / "student/projector.safetensors").write_bytes((folder / "student/model.safetensors").read_bytes())
     write_checksums(folder / "student")
+    home = tmp_path / "home/ada"
     config = to_dict(
-        DistillConfig(name="mine", runs=str(folder.parent), student="vitti14_reg4", data=str(photos),
-                      teacher=str(tmp_path / "home/ada/teacher"), heads=str(tmp_path / "home/ada/heads.safetensors"))
-    )  # fmt: skip
+        DistillConfig(
+            name="mine",
+            runs=str(folder.parent),
+            student="vitti14_reg4",
+            data=str(photos),
+            teacher=str(home / "teacher"),
+            heads=str(home / "heads.safetensors"),
+            loader=LoaderConfig(batch_size=8),
+        )
+    )
     provenance = {"machine": "a machine, 2 cores", "git": "abc", "torch": "2", "python": "3"}
     (folder / "config.json").write_text(json.dumps({"config": config, "provenance": provenance}))
     (folder / "measured.json").write_text(json.dumps({"trained": {"knn": 0.75}}))

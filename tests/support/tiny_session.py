@@ -30,6 +30,7 @@ DEFAULTS = [
     "--runtime.cpu=true",
     "--checkpoint.every=3",
     "--evaluation.labelled=null",
+    "--evaluation.every=0",
 ]
 
 

@@ -3,7 +3,7 @@
 import subprocess
 
 import pytest
-from test_faults import ACCELERATE, ROOT, SCRIPT, environment
+from sessions import ACCELERATE, ROOT, SCRIPT, environment
 
 from dinov2_zoo.errors import ConfigError
 from dinov2_zoo.training.launchers import adopt_srun, check_fsdp_keys, first_host, replicas
