@@ -30,7 +30,9 @@ def start(model: str) -> TrainState:
     teacher = VisionTransformer(model_config("vitti14"))
     student = build_student(model, 224)
     branch = Branch(student, projector=FeatureProjector(student.embed_dim, student.embed_dim, teacher.embed_dim))
-    state = TrainState.start(Distillation(branch, Branch(teacher), ObjectiveConfig()), OptimConfig(steps=10), global_batch=8)
+    state = TrainState.start(
+        Distillation(branch, Branch(teacher), ObjectiveConfig()), OptimConfig(steps=10), global_batch=8
+    )
     for parameter in state.student.parameters():
         parameter.grad = torch.randn_like(parameter)
     state.optimizer.step()  # AdamW's moments exist from here on

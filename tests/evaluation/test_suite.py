@@ -1,22 +1,13 @@
 """The evaluation from its command line: every task on small data, what stands is kept, mistakes are told at once."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-import torch
-from colour_folders import colours
-from cutout_folder import draw_cutouts
+from evaluation_runs import evaluate
 
-from dinov2_zoo import Dinov2Model
-from dinov2_zoo.config import ModelConfig
 from dinov2_zoo.config.evaluate import EvaluateConfig, EvaluationData
 from dinov2_zoo.errors import ConfigError
 from dinov2_zoo.evaluation.suite import TASKS, parse_tasks
-
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def test_tasks_are_parsed_in_order_and_mistakes_name_the_nearest():
@@ -35,41 +26,6 @@ def test_nothing_to_measure_is_refused():
         EvaluateConfig(model=" ")
     with pytest.raises(ConfigError, match="--tasks is empty"):
         EvaluateConfig(model="x", tasks="")
-
-
-QUICK = """
-data: {{train: {root}/photos, depth: package:motorcycle, segmentation: 'composites:{root}/cutouts',
-        retrieval: 'folder:{root}/photos', video: 'composites:{root}/cutouts'}}
-knn: {{size: 28, k: [1, 3]}}
-linear: {{size: 28, steps: 10, batch_size: 8, rates: [0.1], path: cached}}
-logistic: {{size: 28, strengths: 3}}
-depth: {{steps: 2, batch_size: 2, crop: [28, 28], mean_only_steps: 1, flip_test: false}}
-segmentation: {{steps: 2, warmup_steps: 0, batch_size: 2, short_side: 56, crop: 56, ratios: [1.0]}}
-retrieval: {{size: 28}}
-video: {{short_side: 56}}
-runtime: {{cpu: true, threads: 1, precision: fp32}}
-"""
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    root = tmp_path_factory.mktemp("suite")
-    colours(root / "photos", count=6)
-    draw_cutouts(root / "cutouts")
-    for number in range(2):
-        model = Dinov2Model(ModelConfig(embed_dim=32, depth=4, num_heads=2, img_size=56))
-        draw = torch.Generator().manual_seed(number)
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.1, generator=draw)
-        model.save_pretrained(root / f"model{number}")
-    (root / "quick.yaml").write_text(QUICK.format(root=root))
-    return root
-
-
-def evaluate(place, *arguments):
-    command = [sys.executable, str(ROOT / "recipes/evaluate.py"), "--config", str(place / "quick.yaml"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=place)
-    return done.returncode, done.stdout, done.stderr
 
 
 def test_every_task_in_one_go_then_what_stands_is_kept(place):

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_suite import evaluate, place  # noqa: F401 (a fixture)
+from evaluation_runs import evaluate
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def test_two_processes_find_what_one_finds(place):  # noqa: F811
+def test_two_processes_find_what_one_finds(place):
     tasks = ("knn", "linear", "segmentation:linear", "retrieval", "video")
     arguments = ("--model", f"one={place}/model0", "--tasks", ",".join(tasks))
     code, _, err = evaluate(place, *arguments, "--out", "alone")
