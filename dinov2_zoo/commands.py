@@ -146,7 +146,7 @@ def publish(
     licence: str | None = None,
     revision: str | None = None,
 ) -> None:
-    """Verify a model and put it on the Hub with its card; without --upload true, only show what would go up.
+    """Verify a model and put it on the Hub with its card; without --upload, only show what would go up.
 
     Args:
         source: A finished distillation's run folder, or the folder of a saved model.
@@ -169,13 +169,13 @@ def publish(
     console.print(f"{passed} checks passed, {sum(done.files.values()):,} bytes in {len(done.files)} files.")
     card = "as its own card says" if done.own_card else done.licence or "not stated: name one with --licence"
     console.print(f"{'Public' if public else 'Private'}; licence: {card}.")
-    console.print(f"Published at {done.address}" if done.address else "Nothing was uploaded: add --upload true.")
+    console.print(f"Published at {done.address}" if done.address else "Nothing was uploaded: add --upload.")
 
 
 def publish_zoo(
     namespace: str, only: str = "", work: Path = Path("publish-zoo"), upload: bool = False, public: bool = False
 ) -> None:
-    """Put Meta's DINOv2 models on the Hub as folders that three libraries load; without --upload true, show the plan.
+    """Put Meta's DINOv2 models on the Hub as folders that three libraries load; without --upload, show the plan.
 
     Args:
         namespace: Owner on the Hub, you or an organisation. The token is that of `hf auth login`.
@@ -208,7 +208,7 @@ def publish_zoo(
     if unseen:
         console.print(unseen, markup=False)
     if not upload:
-        console.print("Nothing was fetched or uploaded: add --upload true.")
+        console.print("Nothing was fetched or uploaded: add --upload.")
         return
     put(items, work, public=public, say=lambda line: console.print(line, markup=False))
 

@@ -62,9 +62,8 @@ def place(tmp_path_factory):
 @pytest.fixture
 def distil(monkeypatch, tmp_path, capsys):
     """Runs the recipe in this process as a command line would; gives (exit code, standard error)."""
-    from dinov2_zoo.recipes import distill
-
     from dinov2_zoo.arguments import run
+    from dinov2_zoo.recipes import distill
 
     monkeypatch.chdir(tmp_path)
 

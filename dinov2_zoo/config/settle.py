@@ -1,6 +1,6 @@
 """The rules that turn "auto" into numbers: from images and hardware first, from what a step costs second.
 
-All numbers here are chosen here, on the demo and on folders of 8 to 300 photos, but for those that name a source.
+The numbers are chosen here, but for those that name a source; tried on the demo and on folders of 8 to 300 photos.
 """
 
 from __future__ import annotations
