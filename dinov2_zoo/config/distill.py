@@ -54,8 +54,3 @@ class DistillConfig(RunConfig):
     def network(self) -> str:
         """The student's name, or that of the weights it goes on from."""
         return self.student if self.init in INITS else Path(self.init).name
-
-    def check_patch(self, patch: int) -> None:
-        """Raise ConfigError unless crops and evaluated images divide into patches of `patch` pixels."""
-        self.crops.check_patch(patch)
-        self.evaluation.check_patch(patch)

@@ -76,8 +76,3 @@ class PretrainConfig(RunConfig):
     def network(self) -> str:
         """The network's name, or that of the weights it goes on from."""
         return self.model if self.init == "random" else Path(self.init).name
-
-    def check_patch(self, patch: int) -> None:
-        """Raise ConfigError unless crops and evaluated images divide into patches of `patch` pixels."""
-        self.crops.check_patch(patch)
-        self.evaluation.check_patch(patch)

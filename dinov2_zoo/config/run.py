@@ -68,3 +68,8 @@ class RunConfig:
             return Path(self.runs) / self.name
         parts = [self.network, Path(self.data.removeprefix("package:").split("/train")[0]).stem]
         return Path(self.runs) / "-".join(re.sub(r"[^\w.]+", "-", part).strip("-.") for part in parts if part)
+
+    def check_patch(self, patch: int) -> None:
+        """Raise ConfigError unless crops and evaluated images divide into patches of `patch` pixels."""
+        self.crops.check_patch(patch)
+        self.evaluation.check_patch(patch)

@@ -138,9 +138,7 @@ def settle_length(asked: C, config: C, images: int, cost: Cost, hardware: Hardwa
     first = _first_images(config, hardware.device)
     preparation = cost.forward * _passes(config, first) / hardware.processes
     if allowed is not None and preparation > 0.4 * allowed:
-        scale = 0.4 * allowed / preparation
-        asked_for = _asked_first_images(config)
-        first = {n: c if n in asked_for else max(32, int(c * scale)) for n, c in first.items()}
+        first = _first_images(config, hardware.device, scale=0.4 * allowed / preparation)
         preparation = cost.forward * _passes(config, first) / hardware.processes
     steps = _steps(config, images, batch, step, allowed, preparation, hardware.device)
 
@@ -199,23 +197,16 @@ def _adopt(config: Any, record: Mapping[str, Any], *, length: bool = False) -> A
     return dataclasses.replace(config, **changes)
 
 
-def _first_images(config: RunConfig, device: str) -> dict[str, int]:
-    """Images that first weights are fitted on."""
-    fit = config.evaluation.fit_images
-    found = {"fit_images": FIT_IMAGES[device] if is_auto(fit) else fit}
+def _first_images(config: RunConfig, device: str, scale: float = 1.0) -> dict[str, int]:
+    """Images that first weights are fitted on; `scale` makes those numbers smaller that were not asked for."""
+
+    def number(asked: int, usual: int) -> int:
+        return max(32, int(usual * scale)) if is_auto(asked) else asked
+
+    found = {"fit_images": number(config.evaluation.fit_images, FIT_IMAGES[device])}
     if isinstance(config, DistillConfig):
-        found["init_images"] = INIT_IMAGES if is_auto(config.init_images) else config.init_images
+        found["init_images"] = number(config.init_images, INIT_IMAGES)
     return found
-
-
-def _asked_first_images(config: RunConfig) -> set[str]:
-    """Which of these numbers were asked for, and stay."""
-    asked = set[str]()
-    if not is_auto(config.evaluation.fit_images):
-        asked.add("fit_images")
-    if isinstance(config, DistillConfig) and not is_auto(config.init_images):
-        asked.add("init_images")
-    return asked
 
 
 def _passes(config: RunConfig, first: Mapping[str, int]) -> int:

@@ -222,7 +222,7 @@ def _open_list(path: Path) -> Files:
     ]
     if all(kinds):
         raise DataError(f"{path} names no images that are read here: {name_left_out(Counter(kinds))}.")
-    labels = [label for label, kind in zip(labels, kinds, strict=False) if not kind]
+    labels = [label for label, kind in zip(labels, kinds, strict=False) if not kind]  # there may be no labels
     names = [name for name, kind in zip(names, kinds, strict=True) if not kind]
     # Only the first: asking for every file of a long list on a network disk takes minutes, and training reports others.
     if not (path.parent / names[0]).is_file():
