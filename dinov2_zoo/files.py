@@ -4,8 +4,12 @@ import contextlib
 import hashlib
 import os
 import re
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
+
+TRIAL_BYTES = 1 << 16
+"""What is written to see whether a folder can be (chosen here: what a run's config.json and first metrics take)."""
 
 
 @contextlib.contextmanager
@@ -18,6 +22,19 @@ def atomic_write(path: Path) -> Generator[Path, None, None]:
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     yield partial
     os.replace(partial, path)
+
+
+def try_writing(folder: Path) -> None:
+    """Write and remove a file where a folder is or, if it is still to be made, in what will hold it.
+
+    Raises:
+        OSError: That cannot be done, or the disk is full.
+    """
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    with tempfile.TemporaryFile(dir=place) as file:
+        file.write(bytes(TRIAL_BYTES))
+        file.flush()
+        os.fsync(file.fileno())  # some file systems tell only then that they are full
 
 
 def sync_folder(folder: Path) -> None:

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dinov2_zoo.errors import ConfigError, DataError, first_line
-from dinov2_zoo.files import atomic_write
+from dinov2_zoo.files import atomic_write, try_writing
 
 KEY = b"dinov2_zoo"
 """Under which the schema's metadata hold an `Origin`, as JSON."""
@@ -52,10 +52,7 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     if path.is_dir() or (path.exists() and not overwrite):
         raise ConfigError(f"{path} is there already: add --overwrite, or name another file.")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path.with_name(f".{path.name}.probe")) as probe:
-            probe.touch()
-        path.with_name(f".{path.name}.probe").unlink()
+        try_writing(path.parent)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written ({error.strerror or error}): name another folder.") from error
 

@@ -7,13 +7,12 @@ import json
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Generator
 from pathlib import Path
 from typing import IO, Any
 
 from dinov2_zoo.errors import ConfigError
-from dinov2_zoo.files import atomic_write
+from dinov2_zoo.files import atomic_write, try_writing
 from dinov2_zoo.training.power import assumed_power
 
 try:
@@ -23,9 +22,6 @@ except ImportError:  # Windows
 
 LOCK = ".lock"
 """Name of the file that a run in progress holds."""
-
-TRIAL_BYTES = 1 << 16
-"""What is written to see whether a folder can be (chosen here: what config.json and the first metrics take)."""
 
 PACKAGES = ("dinov2-zoo", "torch", "torchvision", "timm", "accelerate", "safetensors", "huggingface_hub")
 
@@ -115,13 +111,8 @@ def check_run_folder(folder: Path, config: dict[str, Any], *, resume: str | None
 
 
 def _check_writable(folder: Path) -> None:
-    """Write and remove a file where the folder is or, if it is still to be made, in what will hold it."""
     try:
-        place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-        with tempfile.TemporaryFile(dir=place) as file:
-            file.write(bytes(TRIAL_BYTES))
-            file.flush()
-            os.fsync(file.fileno())  # some file systems tell only then that they are full
+        try_writing(folder)
     except OSError as error:
         raise ConfigError(
             f"{folder} cannot be written ({error.strerror}): make room or the folder writable, or choose another place "
