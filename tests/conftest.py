@@ -1,6 +1,7 @@
 import pytest
 import torch
 from jaxtyping import install_import_hook
+from lively_weights import enliven
 
 # Wherever a test calls these, types and shapes are what the annotations say. The network itself is left out:
 # torch.export cannot trace through the checks.
@@ -36,16 +37,6 @@ def lively():
     def make(config, seed=0, dtype=torch.float32):
         torch.manual_seed(seed)
         model = VisionTransformer(config).to(dtype).eval()
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if name.endswith("gamma"):
-                    parameter.normal_(0.5, 0.1)
-                elif name.endswith(("bias", "pos_embed", "token")):
-                    parameter.normal_(0, 0.5)
-                elif parameter.ndim == 1:
-                    parameter.normal_(1, 0.2)
-                else:
-                    parameter.normal_(0, parameter[0].numel() ** -0.5)
-        return model
+        return enliven(model, matrices=lambda matrix: matrix[0].numel() ** -0.5)
 
     return make

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from lively_weights import enliven
 
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.models.zoo import model_config
@@ -29,17 +30,7 @@ def lively(size, registers, **changes):
     with torch.device("meta"):
         model = VisionTransformer(config).eval()
     model.to_empty(device="cpu")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("gamma"):
-                parameter.normal_(0.5, 0.1)
-            elif name.endswith(("bias", "pos_embed", "token")):
-                parameter.normal_(0, 0.5)
-            elif parameter.ndim == 1:
-                parameter.normal_(1, 0.2)
-            else:
-                parameter.normal_(0, 0.03)
-    return model
+    return enliven(model, matrices=lambda _: 0.03)
 
 
 def in_transformers(model):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
+from lively_weights import enliven
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -31,14 +32,7 @@ GATED = replace(PLAIN, ffn="swiglu")
 def lively(config):
     """A model whose every parameter is large enough that a mistake anywhere would show."""
     torch.manual_seed(0)
-    model = VisionTransformer(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("gamma"):
-                parameter.normal_(0.5, 0.1)
-            elif name.endswith(("bias", "pos_embed", "token")):
-                parameter.normal_(0, 0.5)
-    return model
+    return enliven(VisionTransformer(config).eval(), norms=False)
 
 
 def state_of(config):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from stand_ins import tiny_encoder, together, workspace
+from stopped_training import stopped_after
 
 from dinov2_zoo.config.depth import DepthConfig
 from dinov2_zoo.errors import ConfigError, DataError
@@ -219,18 +220,8 @@ def test_dpt_runs_as_a_task(tmp_path):
 
 def test_a_stopped_head_goes_on_and_two_processes_equal_one(tmp_path, monkeypatch):
     whole = evaluate(QUICK, tmp_path / "whole")
-    original, steps = torch.optim.AdamW.step, []
-
-    def stop(self, *args, **options):
-        if len(steps) == 7:
-            raise KeyboardInterrupt
-        steps.append(1)
-        return original(self, *args, **options)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_after(7, monkeypatch):
         evaluate(QUICK, tmp_path / "stopped")
-    monkeypatch.setattr(torch.optim.AdamW, "step", original)
     assert evaluate(QUICK, tmp_path / "stopped").metrics == whole.metrics
     # The loss of half a batch has a variance of its own, so training differs; shared tests of one head do not.
     for found in together(lambda p: evaluate(QUICK, tmp_path / "whole", p)):

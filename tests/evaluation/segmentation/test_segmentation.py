@@ -6,6 +6,7 @@ import torch
 from cutout_folder import draw_cutouts
 from PIL import Image
 from stand_ins import tiny_encoder, together, workspace
+from stopped_training import stopped_after
 from torch import nn
 
 from dinov2_zoo.config.segmentation import SegmentationConfig
@@ -327,18 +328,8 @@ def test_a_head_learns_and_metrics_are_shares(tmp_path, head):
 def test_a_stopped_head_goes_on_and_two_processes_equal_one(tmp_path, monkeypatch):
     root = draw_cutouts(tmp_path / "cutouts")
     whole = evaluate(root, tmp_path / "whole")
-    original, steps = torch.optim.AdamW.step, []
-
-    def stop(self, *args, **options):
-        if len(steps) == 7:
-            raise KeyboardInterrupt
-        steps.append(1)
-        return original(self, *args, **options)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_after(7, monkeypatch):
         evaluate(root, tmp_path / "stopped")
-    monkeypatch.setattr(torch.optim.AdamW, "step", original)
     assert evaluate(root, tmp_path / "stopped").metrics == whole.metrics
     for found in together(lambda p: evaluate(root, tmp_path / "whole", processes=p)):
         assert found.metrics == pytest.approx(whole.metrics)
