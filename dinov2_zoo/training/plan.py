@@ -145,7 +145,7 @@ def announce(config: RunConfig, images: str, *, train: int, heldout: int, second
     """
     batch, steps = config.loader.batch_size, config.optim.steps
     passes = steps * batch / train
-    kept = f"; {heldout} of them are kept out of training, for measuring" if heldout else ""
+    kept = f"; {heldout} are kept out of training, for measuring" if heldout else ""
     return (
         f"{images}{kept}. {steps:,} steps of {batch} images, {passes:.3g} passes over {train:,}, "
         f"about {duration(seconds)}. Results go to {config.folder}."
