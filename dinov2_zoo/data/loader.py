@@ -5,14 +5,12 @@ processes and micro-batches cut that range among them. Position p is image numbe
 drawn from (seed, epoch). So a restart needs no state but the step.
 """
 
-import signal
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool
-from torch.utils.data import DataLoader, Dataset
 
 from dinov2_zoo.config import CropConfig, LoaderConfig, MaskConfig
 from dinov2_zoo.data.augment import generator, seed_of
@@ -21,6 +19,7 @@ from dinov2_zoo.data.crops import multi_crop
 from dinov2_zoo.data.decode import DecodeError, decode
 from dinov2_zoo.data.masks import block_mask, check_grid, stratified_ratios
 from dinov2_zoo.data.sources import Source
+from dinov2_zoo.data.workers import MadeAhead
 from dinov2_zoo.errors import ConfigError, DataError
 
 # Images tried in place of one that cannot be decoded: so many damaged ones in a row are no accident.
@@ -87,16 +86,12 @@ def train_loader(
     side = crops.global_size // patch_size
     if masks is not None:
         check_grid(side, masks)
-    batches: DataLoader[Batch | DataError] = DataLoader(
-        _CropDataset(source, crops, loader.batch_size, seed, masks, side),
-        batch_sampler=_Places(len(source), loader.batch_size, accumulate, rank, world_size, start_step, steps),
-        collate_fn=_as_made,
-        num_workers=loader.workers,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_leave_interrupts_to_parent,  # torch itself gives each worker one thread
-        generator=torch.Generator(),  # else the loader would draw from, and so move, torch's global generator
+    return MadeAhead(
+        _Crops(source, crops, loader.batch_size, seed, masks, side),
+        _Places(len(source), loader.batch_size, accumulate, rank, world_size, start_step, steps),
+        loader.workers,
+        lower="loader.workers or loader.batch_size",
     )
-    return _Stream(batches)
 
 
 @lru_cache(maxsize=2)  # a batch spans two epochs at most
@@ -131,8 +126,8 @@ class _Places:
                 yield [Place(*divmod(position, self.length)) for position in range(first, first + mine)]
 
 
-class _CropDataset(Dataset[Batch]):
-    """Makes whole batches. An error for the user is returned: raised in a worker, torch buries it in a traceback."""
+class _Crops:
+    """Makes whole batches."""
 
     def __init__(
         self, source: Source, crops: CropConfig, batch_size: int, seed: int, masks: MaskConfig | None, side: int
@@ -144,19 +139,16 @@ class _CropDataset(Dataset[Batch]):
         self.masks = masks
         self.side = side
 
-    def __getitems__(self, places: list[Place]) -> Batch | DataError:
+    def __call__(self, places: list[Place]) -> Batch:
         config, count = self.crops, len(places)
         global_crops = torch.empty(2, count, 3, config.global_size, config.global_size)
         local_crops = torch.empty(config.local_count, count, 3, config.local_size, config.local_size)
         ids: list[int] = []
         skipped: list[Skipped] = []
-        try:
-            for i, place in enumerate(places):
-                sample_id, large, small = self._crops(place, skipped)
-                global_crops[:, i], local_crops[:, i] = large, small
-                ids.append(sample_id)
-        except DataError as error:
-            return error
+        for i, place in enumerate(places):
+            sample_id, large, small = self._crops(place, skipped)
+            global_crops[:, i], local_crops[:, i] = large, small
+            ids.append(sample_id)
         seeds = [seed_of("image", self.seed, place.epoch, i) for place, i in zip(places, ids, strict=True)]
         step, first = divmod(places[0].epoch * len(self.source) + places[0].slot, self.batch_size)
         masks = None if self.masks is None else self._hide(self.masks, step, first, places, ids)
@@ -172,6 +164,7 @@ class _CropDataset(Dataset[Batch]):
             [
                 block_mask(self.side, ratio, config, generator("mask", self.seed, place.epoch, sample_id, view))
                 for view in range(2)
+                # Behind the ratios of this part of the step stand those of the parts that follow.
                 for place, sample_id, ratio in zip(places, ids, ratios[view, first:].tolist(), strict=False)
             ]
         ).unflatten(0, (2, len(places)))
@@ -194,41 +187,3 @@ class _CropDataset(Dataset[Batch]):
             f"{tries} images in a row could not be decoded; the last one is {last.name}: {last.reason} "
             "Check that the images are what and where they should be."
         )
-
-
-class _Stream:
-    """Batches of a DataLoader, with the errors of its workers said plainly."""
-
-    def __init__(self, batches: "DataLoader[Batch | DataError]") -> None:
-        self._batches = batches
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        iterator = iter(self._batches)
-        while True:
-            try:
-                batch = next(iterator, None)
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise DataError(
-                    "A decoding process was killed, most often for lack of memory: lower loader.workers or "
-                    "loader.batch_size, and in a container give /dev/shm more room."
-                ) from error
-            if batch is None:
-                return
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch
-
-
-def _as_made(batch: Any) -> Any:
-    """Collating is done already; a named function, since workers that are spawned need to import it."""
-    return batch
-
-
-def _leave_interrupts_to_parent(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; only the parent should act on it, and it ends the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -19,6 +19,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from dinov2_zoo.config import RuntimeConfig
+from dinov2_zoo.data.workers import usable_cores
 from dinov2_zoo.errors import Preempted, TrainingError, ZooError
 from dinov2_zoo.training.activation_checkpointing import checkpoint_activations
 from dinov2_zoo.training.launchers import adopt_srun, check_launcher, flag, processes_started, replicas
@@ -84,7 +85,7 @@ class Runtime:
         self.replicas = replicas(self.world_size)
         self._fsdp = FullyShardedDataParallelPlugin() if flag("ACCELERATE_USE_FSDP") else None
         self.precision = choose_precision(config.precision, self.device)
-        self.cores = max(1, len(_cores()) // self._local_processes())
+        self.cores = max(1, usable_cores() // self._local_processes())
         self.threads = config.threads or self.cores
         # `accelerate launch` sets OMP_NUM_THREADS=1, which would leave all cores but one idle.
         torch.set_num_threads(self.threads)
@@ -253,10 +254,3 @@ def _without_parallelism() -> Generator[None, None, None]:
         yield
     finally:
         os.environ.update(hidden | ({"ACCELERATE_USE_PARALLELISM_CONFIG": asked} if asked else {}))
-
-
-def _cores() -> set[int]:
-    """Cores this process may use: fewer than the machine has, in a container."""
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return set(range(os.cpu_count() or 1))

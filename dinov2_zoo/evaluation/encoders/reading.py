@@ -4,25 +4,23 @@ A batch is a list of places; what is made of a place follows from it alone, so n
 processes changes anything but speed.
 """
 
-import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from dinov2_zoo.data.augment import generator
 from dinov2_zoo.data.batch import Skipped
 from dinov2_zoo.data.decode import DecodeError, decode
 from dinov2_zoo.data.loader import epoch_order
 from dinov2_zoo.data.sources import Source
-from dinov2_zoo.errors import ConfigError, DataError, ZooError
+from dinov2_zoo.data.workers import MadeAhead, usable_cores
+from dinov2_zoo.errors import ConfigError, DataError
 from dinov2_zoo.training.distributed import DistributedContext
 
 T = TypeVar("T")
@@ -44,19 +42,6 @@ class Place(NamedTuple):
 
 Make = Callable[[list[Place]], T]
 """Makes a batch. What does so must be picklable, for workers that are spawned instead of forked."""
-
-
-class _Batches(Dataset[T | ZooError], Generic[T]):
-    """Whole batches. A user's error is returned: raised in a worker, torch would bury it in a traceback."""
-
-    def __init__(self, make: Make[T]) -> None:
-        self._make = make
-
-    def __getitems__(self, places: list[Place]) -> T | ZooError:
-        try:
-            return self._make(places)
-        except ZooError as error:
-            return error
 
 
 def cut(indices: Sequence[int], batch_size: int, workers: int) -> list[list[Place]]:
@@ -127,46 +112,8 @@ def read_ahead(make: Make[T], batches: Sequence[list[Place]] | TrainingOrder, wo
         DataError: A worker was killed.
         ZooError: Whatever `make` raises for the user.
     """
-    loader: DataLoader[T | ZooError] = DataLoader(
-        _Batches(make),
-        batch_sampler=batches,  # pyright: ignore[reportArgumentType] (any sized iterable of lists does)
-        collate_fn=_as_made,
-        num_workers=min(workers, len(batches), _cores()),
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_leave_interrupts_to_parent,  # torch itself gives each worker one thread
-        generator=torch.Generator(),  # else the loader would draw from, and so move, torch's global generator
-    )
-    made = iter(loader)
-    while True:
-        try:
-            batch = next(made, None)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise DataError(
-                "A decoding process was killed, most often for lack of memory: lower the task's workers or its batch "
-                "size, and in a container give /dev/shm more room."
-            ) from error
-        if batch is None:
-            return
-        if isinstance(batch, ZooError):
-            raise batch
-        yield batch
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _as_made(batch: T) -> T:
-    """Collating is done already."""
-    return batch
-
-
-def _leave_interrupts_to_parent(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; only the parent should act on it, and it ends the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    workers = min(workers, len(batches), usable_cores())
+    return iter(MadeAhead(make, batches, workers, lower="the task's workers or its batch size"))
 
 
 Prepare = Callable[[Image.Image, int, torch.Generator], Tensor]
