@@ -38,6 +38,10 @@ class Batch:
     skipped: list[Skipped] = field(default_factory=list)
     """Images that should have been in this batch but could not be decoded; others took their places."""
 
+    def groups(self) -> list[Float[Tensor, "V B 3 S S"]]:
+        """Crops of one size together: the global ones, and the local ones where there are some."""
+        return [self.global_crops, self.local_crops] if len(self.local_crops) else [self.global_crops]
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """The same batch with crops, ids and masks on `device`."""
         return replace(

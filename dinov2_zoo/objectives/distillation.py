@@ -4,6 +4,7 @@ The average never enters a loss (paper, section 5; maintainers). Nothing is mask
 """
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Int64
@@ -13,6 +14,7 @@ from dinov2_zoo.config import ObjectiveConfig
 from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.errors import ConfigError
 from dinov2_zoo.models.branch import Branch
+from dinov2_zoo.models.tokens import BranchOutput
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.objectives.features import FeaturesObjective
 from dinov2_zoo.objectives.ibot import sampled_positions
@@ -54,19 +56,25 @@ class Distillation(nn.Module):
         self.ema.eval()
         return self
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalar terms, each a mean over this process's images; "loss" is the one to minimise."""
-        crops = [batch.global_crops, batch.local_crops] if len(batch.local_crops) else [batch.global_crops]
+    def forward(self, batch: Batch, taught: Sequence[BranchOutput] | None = None) -> dict[str, Tensor]:
+        """Scalar terms, each a mean over this process's images; "loss" is the one to minimise.
+
+        Args:
+            batch: Crops.
+            taught: From `teach`, of this module or another with the same teacher; None: asks the teacher now.
+        """
+        taught = self.teach(batch) if taught is None else taught
         if isinstance(self.objective, FeaturesObjective):
-            student = self.student(crops)
-            with torch.no_grad():
-                teacher = self.teacher(crops)
-            return self.objective(student, teacher)
-        positions = self._positions(batch)
-        student = self.student(crops, positions=positions)
-        with torch.no_grad():
-            teacher = self.teacher(crops[:1], positions=positions)
-        return self.objective(student, teacher, teacher_temperature=self.config.prototypes.teacher_temperature)
+            return self.objective(self.student(batch.groups()), taught)
+        student = self.student(batch.groups(), positions=self._positions(batch))
+        return self.objective(student, taught, teacher_temperature=self.config.prototypes.teacher_temperature)
+
+    @torch.no_grad()
+    def teach(self, batch: Batch) -> list[BranchOutput]:
+        """What the teacher says of a batch: of all crops (features), or of the global ones (prototypes)."""
+        if isinstance(self.objective, FeaturesObjective):
+            return self.teacher(batch.groups())
+        return self.teacher(batch.groups()[:1], positions=self._positions(batch))
 
     def _positions(self, batch: Batch) -> Int64[Tensor, " n"] | None:
         """Patches of the global crops that iBOT compares; None: all."""

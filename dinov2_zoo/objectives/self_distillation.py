@@ -57,7 +57,7 @@ class SelfDistillation(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Scalar terms, each a mean over this process's images; "loss" is the one to minimise, "health/..." are not."""
         assert batch.masks is not None, "the loader draws masks when it is given their settings"
-        crops = [batch.global_crops, batch.local_crops] if len(batch.local_crops) else [batch.global_crops]
+        crops = batch.groups()
         positions, weights = masked_positions(batch.masks)
         temperature = self.teacher_temperature(batch.step)
         student = self.student(crops, masks=batch.masks, subsets=self._subsets(batch, crops), positions=positions)
