@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dinov2_zoo.arguments import parse, run
-from dinov2_zoo.config import DistillConfig, OptimConfig, PretrainConfig, from_dict
+from dinov2_zoo.config import DistillConfig, FinishConfig, OptimConfig, PretrainConfig, from_dict
 from dinov2_zoo.errors import ConfigError
 
 
@@ -64,6 +64,8 @@ class AdaptConfig:
         if isinstance(old, PretrainConfig):
             warmup = round(old.self_distillation.temperature_warmup_steps * pace)
             changes["self_distillation"] = dataclasses.replace(old.self_distillation, temperature_warmup_steps=warmup)
+        else:
+            changes["finish"] = FinishConfig()  # its sizes were for the old size
         return dataclasses.replace(old, **changes)
 
     def compressed(self, optim: OptimConfig, pace: float) -> OptimConfig:

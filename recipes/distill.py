@@ -56,12 +56,13 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
     with runtime.main_first():
         module = runtime.place(build_distillation(config))
     read = functools.partial(train_loader, images, config.crops, rank=runtime.rank, world_size=runtime.world_size)
+    finishing = functools.partial(module.finishing, config.finish, config.crops.global_size, seed=config.runtime.seed)
     if not (config.folder / "config.json").exists():
         one = functools.partial(read, seed=config.runtime.seed, steps=1)
-        config, seconds = settle(asked, config, runtime, module, one, images=len(images))
+        config, seconds = settle(asked, config, runtime, module, one, images=len(images), stage=finishing(steps=1))
         kept = len(heldout) if heldout else 0
         say(announce(config, describe(source), train=len(images), heldout=kept, seconds=seconds))
-    evaluation, folder = config.evaluation, config.folder
+    evaluation, folder, module.stage = config.evaluation, config.folder, finishing(steps=config.optim.steps)
     batches = functools.partial(read, config.loader, accumulate=config.optim.accumulate)
 
     def some_batches(count: int, what: str) -> Iterable[Batch]:
@@ -99,7 +100,8 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
     def measure() -> dict[str, float]:
         return examine(module).scalars()
 
-    train_run(config, runtime, folder, module, batches, images=len(images), resume=resume, measure=measure)
+    stream = functools.partial(batches, stage=module.stage)
+    train_run(config, runtime, folder, module, stream, images=len(images), resume=resume, measure=measure)
 
     # ---- after: the average is what is released
     stages["trained"] = examine(module)

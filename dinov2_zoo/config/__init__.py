@@ -6,7 +6,7 @@ Field docstrings are what `--help` prints.
 """
 
 from dinov2_zoo.config.checks import all_problems, from_dict, nearest_multiples, to_dict
-from dinov2_zoo.config.data import CropConfig, LoaderConfig, MaskConfig
+from dinov2_zoo.config.data import CropConfig, FinishConfig, LoaderConfig, MaskConfig
 from dinov2_zoo.config.distill import DistillConfig
 from dinov2_zoo.config.model import ModelConfig
 from dinov2_zoo.config.objective import FeaturesConfig, HeadConfig, ObjectiveConfig, PrototypesConfig
@@ -28,6 +28,7 @@ __all__ = [
     "DistillConfig",
     "EvaluationConfig",
     "FeaturesConfig",
+    "FinishConfig",
     "HeadConfig",
     "LoaderConfig",
     "LogConfig",

@@ -57,6 +57,36 @@ class CropConfig:
 
 
 @dataclass(frozen=True)
+class FinishConfig:
+    """The finishing stage: the last steps see images of several sizes (EUPE, 2026: the last 20 % of its steps)."""
+
+    share: float = 0.0
+    """Share of the steps, the last ones; 0: no such stage (EUPE: 0.2)."""
+    sizes: tuple[int, ...] | None = None
+    """Sides of the global crops, pixels: student and teacher each draw one of them for every step (EUPE: 256, 384,
+    512). Default: 1, 1.5 and 2 times crops.global_size."""
+
+    def __post_init__(self) -> None:
+        check(0 <= self.share <= 1, "finish.share is a share of the steps: use 0 to 1.")
+        check(
+            self.sizes is None or (len(self.sizes) > 0 and min(self.sizes) >= 1),
+            "finish.sizes must be sides in pixels, such as [224, 336, 448]; leave it out for the default.",
+        )
+
+    def sides(self, global_size: int, patch: int) -> tuple[int, ...]:
+        """The sizes, or the default ones to the nearest multiple of the patch."""
+        return self.sizes or tuple(round(scale * global_size / patch) * patch for scale in (1, 1.5, 2))
+
+    def check_patch(self, patch: int) -> None:
+        """Raise ConfigError unless the sizes are multiples of `patch` pixels."""
+        for size in self.sizes or ():
+            check(
+                size % patch == 0,
+                f"finish.sizes {size} is not a multiple of the patch ({patch}): use {nearest_multiples(size, patch)}.",
+            )
+
+
+@dataclass(frozen=True)
 class LoaderConfig:
     """How images are read and batched."""
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dinov2_zoo.config.auto import AUTO, AutoInt, at_least
+from dinov2_zoo.config.auto import AUTO, AutoInt, at_least, is_auto
 from dinov2_zoo.config.checks import check
+from dinov2_zoo.config.data import FinishConfig
 from dinov2_zoo.config.objective import HeadConfig, ObjectiveConfig
 from dinov2_zoo.config.run import RunConfig
 from dinov2_zoo.config.training import AgreementConfig
@@ -39,6 +40,8 @@ class DistillConfig(RunConfig):
     """Student's patch-token head (prototypes); its K is that of the teacher's head."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """What the student is asked to match."""
+    finish: FinishConfig = field(default_factory=FinishConfig)
+    """The last steps at several image sizes (features only)."""
     evaluation: AgreementConfig = field(default_factory=AgreementConfig)
     """Measurements."""
 
@@ -49,6 +52,19 @@ class DistillConfig(RunConfig):
             not (self.student.startswith("timm:") and self.objective.kind == "prototypes"),
             "a timm student has no masked-image head to match prototypes with: use --objective.kind features.",
         )
+
+        check(
+            self.finish.share == 0 or self.objective.kind == "features",
+            "finish compares grids of different sizes, and prototypes are matched patch by patch: set finish.share to "
+            "0, or use --objective.kind features.",
+        )
+        if not is_auto(self.loader.batch_size):
+            self.objective.features.check_batch(self.loader.batch_size // self.optim.accumulate)
+
+    def check_patch(self, patch: int) -> None:
+        """The same, of the finishing stage's sizes too."""
+        super().check_patch(patch)
+        self.finish.check_patch(patch)
 
     @property
     def network(self) -> str:

@@ -113,7 +113,9 @@ def settle_data(config: C, images: int, *, apart: bool, hardware: Hardware) -> C
     return dataclasses.replace(config, loader=loader, evaluation=evaluation)
 
 
-def settle_length(asked: C, config: C, images: int, cost: Cost, hardware: Hardware) -> tuple[C, float]:
+def settle_length(
+    asked: C, config: C, images: int, cost: Cost, hardware: Hardware, *, finish: Cost | None = None
+) -> tuple[C, float]:
     """Settle what follows from the cost of a step: the batch that fits, steps, and all that follows the steps.
 
     Args:
@@ -122,6 +124,7 @@ def settle_length(asked: C, config: C, images: int, cost: Cost, hardware: Hardwa
         images: To train on.
         cost: As measured.
         hardware: What the run has.
+        finish: As measured of the finishing stage, where there is one: the most memory of its sizes, the mean of times.
 
     Returns:
         The configuration without any "auto", `epochs` or `time` left; and the seconds that the run will take.
@@ -129,10 +132,17 @@ def settle_length(asked: C, config: C, images: int, cost: Cost, hardware: Hardwa
     share = config.optim.accumulate * hardware.processes
     batch = config.loader.batch_size
     if is_auto(asked.loader.batch_size):
-        fits = int(cost.free // cost.memory) if cost.memory else batch
+        memory = max(cost.memory, finish.memory if finish else 0.0)
+        fits = int(cost.free // memory) if memory else batch
         batch = max(share, min(batch, fits * share) // share * share)
     per_process = batch / hardware.processes
-    step = max(cost.train * per_process, cost.decode * per_process / max(1, config.loader.workers))
+
+    def of_a_step(cost: Cost) -> float:
+        return max(cost.train * per_process, cost.decode * per_process / max(1, config.loader.workers))
+
+    step = of_a_step(cost)
+    if finish and isinstance(config, DistillConfig):
+        step += config.finish.share * (of_a_step(finish) - step)
 
     allowed = seconds(config.time) if config.time else None
     first = _first_images(config, hardware.device)

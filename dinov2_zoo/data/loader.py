@@ -6,6 +6,7 @@ drawn from (seed, epoch). So a restart needs no state but the step.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from dinov2_zoo.data.augment import generator, seed_of
 from dinov2_zoo.data.batch import Batch, Skipped
 from dinov2_zoo.data.crops import multi_crop
 from dinov2_zoo.data.decode import DecodeError, decode
+from dinov2_zoo.data.finishing import FinishingStage
 from dinov2_zoo.data.masks import block_mask, check_grid, stratified_ratios
 from dinov2_zoo.data.sources import Source
 from dinov2_zoo.data.workers import MadeAhead
@@ -41,6 +43,7 @@ def train_loader(
     *,
     seed: int,
     masks: MaskConfig | None = None,
+    stage: FinishingStage | None = None,
     patch_size: int = 14,
     accumulate: int = 1,
     rank: int = 0,
@@ -59,6 +62,7 @@ def train_loader(
         loader: Batch size per optimizer step over all processes and micro-batches; worker processes.
         seed: Of the order, the crops and the masks.
         masks: Which patches of the global crops to hide from a student; None: none.
+        stage: Last steps whose global crops have its largest side; None: none.
         patch_size: Side of a patch, pixels: masks are grids of patches.
         accumulate: Micro-batches per optimizer step.
         rank: Number of this process.
@@ -87,7 +91,7 @@ def train_loader(
     if masks is not None:
         check_grid(side, masks)
     return MadeAhead(
-        _Crops(source, crops, loader.batch_size, seed, masks, side),
+        _Crops(source, crops, loader.batch_size, seed, masks, side, stage),
         _Places(len(source), loader.batch_size, accumulate, rank, world_size, start_step, steps),
         loader.workers,
         lower="loader.workers or loader.batch_size",
@@ -130,7 +134,14 @@ class _Crops:
     """Makes whole batches."""
 
     def __init__(
-        self, source: Source, crops: CropConfig, batch_size: int, seed: int, masks: MaskConfig | None, side: int
+        self,
+        source: Source,
+        crops: CropConfig,
+        batch_size: int,
+        seed: int,
+        masks: MaskConfig | None,
+        side: int,
+        stage: FinishingStage | None,
     ) -> None:
         self.source = source
         self.crops = crops
@@ -138,19 +149,22 @@ class _Crops:
         self.seed = seed
         self.masks = masks
         self.side = side
+        self.stage = stage
 
     def __call__(self, places: list[Place]) -> Batch:
         config, count = self.crops, len(places)
+        step, first = divmod(places[0].epoch * len(self.source) + places[0].slot, self.batch_size)
+        if self.stage is not None:
+            config = replace(config, global_size=self.stage.cut(step, config.global_size))
         global_crops = torch.empty(2, count, 3, config.global_size, config.global_size)
         local_crops = torch.empty(config.local_count, count, 3, config.local_size, config.local_size)
         ids: list[int] = []
         skipped: list[Skipped] = []
         for i, place in enumerate(places):
-            sample_id, large, small = self._crops(place, skipped)
+            sample_id, large, small = self._crops(place, config, skipped)
             global_crops[:, i], local_crops[:, i] = large, small
             ids.append(sample_id)
         seeds = [seed_of("image", self.seed, place.epoch, i) for place, i in zip(places, ids, strict=True)]
-        step, first = divmod(places[0].epoch * len(self.source) + places[0].slot, self.batch_size)
         masks = None if self.masks is None else self._hide(self.masks, step, first, places, ids)
         return Batch(global_crops, local_crops, torch.tensor(ids), torch.tensor(seeds), step, masks, skipped)
 
@@ -169,7 +183,9 @@ class _Crops:
             ]
         ).unflatten(0, (2, len(places)))
 
-    def _crops(self, place: Place, skipped: list[Skipped]) -> tuple[int, torch.Tensor, torch.Tensor]:
+    def _crops(
+        self, place: Place, config: CropConfig, skipped: list[Skipped]
+    ) -> tuple[int, torch.Tensor, torch.Tensor]:
         """Crops of the image at a place, or of the next good one after it in the same epoch."""
         length = len(self.source)
         order = epoch_order(length, self.seed, place.epoch)
@@ -181,7 +197,7 @@ class _Crops:
             except DecodeError as error:
                 skipped.append(Skipped(sample_id, self.source.name(sample_id), str(error)))
                 continue
-            return sample_id, *multi_crop(image, self.crops, seed=self.seed, epoch=place.epoch, sample_id=sample_id)
+            return sample_id, *multi_crop(image, config, seed=self.seed, epoch=place.epoch, sample_id=sample_id)
         last = skipped[-1]
         raise DataError(
             f"{tries} images in a row could not be decoded; the last one is {last.name}: {last.reason} "

@@ -34,13 +34,18 @@ def build_distillation(config: DistillConfig) -> Distillation:
         teacher = load_teacher(config.teacher)
         if isinstance(student, TimmStudent) and config.crops.local_count:
             student.try_size(config.crops.local_size, "set --crops.local_count 0")
-        branch = Branch(student, projector=FeatureProjector(student.class_dim, dim, teacher.backbone.embed_dim))
+        kind = config.objective.features.projector
+        projector = FeatureProjector(student.class_dim, dim, teacher.backbone.embed_dim, kind)
+        branch = Branch(student, projector=projector)
     backbone = teacher.backbone
     assert isinstance(backbone, VisionTransformer)
     with all_problems():
         if config.init in ("fitted", "selected") and not isinstance(student, TimmStudent):
             check_fits(backbone, student)
         config.check_patch(backbone.patch_size)
+        if isinstance(student, TimmStudent) and config.finish.share:
+            for side in config.finish.sides(size, backbone.patch_size):
+                student.try_size(side, "set --finish.sizes to sizes it takes")
     return Distillation(branch, teacher, config.objective)
 
 

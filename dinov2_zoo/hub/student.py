@@ -1,5 +1,6 @@
 """The released student: its average's backbone as a model, and beside it what was only needed to train it."""
 
+import copy
 from pathlib import Path
 
 from torch import Tensor
@@ -44,8 +45,9 @@ def save_student(folder: Path, distillation: Distillation, average: dict[str, Te
     """Write a trained student.
 
     Args:
-        folder: To be created, as by `save_branch`; with projector.safetensors, linear maps `class_token` and `patches`
-            from the student's tokens to its teacher's, where it was distilled by features.
+        folder: To be created, as by `save_branch`; with projector.safetensors, where it was distilled by features: maps
+            `class_token` and `patches` from the student's tokens to its teacher's, linear, or two layers `fc1`, `fc2`
+            with GELU between.
         distillation: The run's module.
         average: All weights of its `ema` branch as whole CPU tensors.
     """
@@ -63,10 +65,11 @@ def _part(weights: dict[str, Tensor], child: str) -> dict[str, Tensor]:
 
 
 def _unstandardised(projector: dict[str, Tensor], objective: FeaturesObjective) -> dict[str, Tensor]:
-    """The projector with the teacher's scale folded in, so that it gives the teacher's own tokens."""
-    folded: dict[str, Tensor] = {}
-    for layer, scale in (("class_token", objective.class_token), ("patches", objective.patches)):
-        mean, deviation = scale.mean.cpu(), scale.deviation.cpu()
-        folded[f"{layer}.weight"] = projector[f"{layer}.weight"] * deviation[:, None]
-        folded[f"{layer}.bias"] = projector[f"{layer}.bias"] * deviation + mean
+    """The projector with the teacher's scale folded into its last layers, so that it gives the teacher's own tokens."""
+    folded = dict(projector)
+    for name, standardiser in (("class_token", objective.class_token), ("patches", objective.patches)):
+        last = f"{name}.fc2" if f"{name}.fc2.weight" in projector else name
+        weight, bias = projector[f"{last}.weight"], projector[f"{last}.bias"]
+        whole = copy.deepcopy(standardiser).cpu().out_of(weight, bias)
+        folded |= {f"{last}.{part}": x.to(weight.dtype) for part, x in zip(("weight", "bias"), whole, strict=True)}
     return folded

@@ -4,13 +4,20 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from dinov2_zoo.data.batch import Batch
-from dinov2_zoo.initialisation.ridge import fit_maps
+from dinov2_zoo.initialisation.ridge import LinearMap, Moments, fit_maps, sum_over_processes
+from dinov2_zoo.models.branch import Branch
+from dinov2_zoo.models.heads import ProjectorMLP
+from dinov2_zoo.models.tokens import BranchOutput
 from dinov2_zoo.objectives.distillation import Distillation
 from dinov2_zoo.objectives.features import FeaturesObjective
+from dinov2_zoo.objectives.standardiser import Standardiser
 
 
+@torch.no_grad()
 def fit_projector(
     module: Distillation,
     batches: Iterable[Batch],
@@ -27,17 +34,46 @@ def fit_projector(
         autocast: Precision of the forward passes.
     """
     assert isinstance(module.objective, FeaturesObjective)
+    watched = _Watched(module.teacher)
+    teacher = watched if module.objective.config.standardise == "phi-s" else module.teacher
     # The average is an equal copy of the student so far, and in evaluation mode.
     with autocast():
-        maps = fit_maps(module.ema, module.teacher, batches, device=device)
-    with torch.no_grad():
-        for standardiser, linear_map in (
-            (module.objective.class_token, maps.class_token),
-            (module.objective.patches, maps.patches),
-        ):
-            standardiser.mean.copy_(linear_map.mean)
-            standardiser.deviation.copy_(linear_map.deviation)
-    for branch in (module.student, module.ema):
-        assert branch.projector is not None
-        maps.class_token.put_into(branch.projector.class_token, scaled=False)
-        maps.patches.put_into(branch.projector.patches, scaled=False)
+        maps = fit_maps(module.ema, teacher, batches, device=device)
+    for kind in ("class_token", "patches"):
+        standardiser: Standardiser = getattr(module.objective, kind)
+        found: LinearMap = getattr(maps, kind)
+        covariance = watched.covariance(kind) if teacher is watched else found.deviation.square().diag()
+        standardiser.set(found.mean, covariance)
+        # At the teacher's scale, and from there into the standardiser's.
+        weight, bias = found.weight * found.deviation[:, None], found.bias * found.deviation + found.mean
+        weight, bias = standardiser.into(weight, bias)
+        for branch in (module.student, module.ema):
+            layer: nn.Linear | ProjectorMLP = getattr(branch.projector, kind)
+            if isinstance(layer, ProjectorMLP):
+                layer.become_linear(weight, bias)
+            else:
+                layer.weight.copy_(weight)
+                layer.bias.copy_(bias)
+
+
+class _Watched:
+    """A teacher that keeps the second moments of what it says."""
+
+    def __init__(self, teacher: Branch) -> None:
+        self.teacher = teacher
+        self.moments: dict[str, Moments] = {}
+
+    def __call__(self, crops: list[Tensor]) -> list[BranchOutput]:
+        output = self.teacher(crops)
+        for kind in ("class_token", "patches"):
+            tokens: Tensor = getattr(output[0].tokens, kind)
+            rows = tokens.flatten(0, -2)
+            # Of pairs with nothing.
+            total = self.moments.setdefault(kind, Moments(rows.shape[1], 0, rows.device))
+            total.add(rows, rows[:, :0])
+        return output
+
+    def covariance(self, kind: str) -> Float[Tensor, "D D"]:
+        """Over the tokens of all processes, float64. Every process must call it."""
+        n, x, xx = (sum_over_processes(self.moments[kind].sums[name].clone()) for name in ("n", "x", "xx"))
+        return xx / n - torch.outer(x / n, x / n)

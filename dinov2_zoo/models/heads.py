@@ -1,5 +1,7 @@
 """What sits on a backbone during training only: heads with prototypes, and the projector into a teacher's space."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -64,19 +66,50 @@ class Prototypes(nn.Module):
         return self.weight_g * F.normalize(self.weight_v, dim=-1)
 
 
+class ProjectorMLP(nn.Module):
+    """Two layers with GELU between, twice as wide as its output.
+
+    Args:
+        dim: Width of the input.
+        out: Width of the output.
+    """
+
+    def __init__(self, dim: int, out: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, 2 * out)
+        self.fc2 = nn.Linear(2 * out, out)
+
+    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D_out"]:
+        """Each token through both layers."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+    @torch.no_grad()
+    def become_linear(self, weight: Float[Tensor, "D_out D"], bias: Float[Tensor, " D_out"]) -> None:
+        """Compute exactly u = weight x + bias, as GELU(u) - GELU(-u) = u; every layer learns from the first step."""
+        self.fc1.weight.copy_(torch.cat([weight, -weight]))
+        self.fc1.bias.copy_(torch.cat([bias, -bias]))
+        identity = torch.eye(len(bias), device=bias.device)
+        self.fc2.weight.copy_(torch.cat([identity, -identity], dim=1))
+        self.fc2.bias.zero_()
+
+
 class FeatureProjector(nn.Module):
-    """Two linear maps from a student's class and patch tokens into its teacher's (standardised) space.
+    """Two maps from a student's class and patch tokens into its teacher's (standardised) space.
 
     Args:
         class_dim: Width of the student's class token.
         patch_dim: Width of the student's patch tokens.
         teacher_dim: Width of the teacher's tokens.
+        kind: Linear maps, or MLPs of two layers.
     """
 
-    def __init__(self, class_dim: int, patch_dim: int, teacher_dim: int) -> None:
+    def __init__(
+        self, class_dim: int, patch_dim: int, teacher_dim: int, kind: Literal["linear", "mlp"] = "linear"
+    ) -> None:
         super().__init__()
-        self.class_token = nn.Linear(class_dim, teacher_dim)
-        self.patches = nn.Linear(patch_dim, teacher_dim)
+        layer = nn.Linear if kind == "linear" else ProjectorMLP
+        self.class_token = layer(class_dim, teacher_dim)
+        self.patches = layer(patch_dim, teacher_dim)
 
     def forward(self, tokens: Tokens) -> Tokens:
         """Each kind of token through its own map."""

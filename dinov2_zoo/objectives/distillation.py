@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from dinov2_zoo.config import ObjectiveConfig
+from dinov2_zoo.config import FinishConfig, ObjectiveConfig
 from dinov2_zoo.data.batch import Batch
+from dinov2_zoo.data.finishing import FinishingStage, resized
 from dinov2_zoo.errors import ConfigError
 from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.tokens import BranchOutput
@@ -36,6 +37,7 @@ class Distillation(nn.Module):
     def __init__(self, student: Branch, teacher: Branch, config: ObjectiveConfig) -> None:
         super().__init__()
         self.config = config
+        self.stage: FinishingStage | None = None
         self.student = student
         self.ema = copy.deepcopy(student).requires_grad_(False)
         self.teacher = teacher.requires_grad_(False)
@@ -65,7 +67,7 @@ class Distillation(nn.Module):
         """
         taught = self.teach(batch) if taught is None else taught
         if isinstance(self.objective, FeaturesObjective):
-            return self.objective(self.student(batch.groups()), taught)
+            return self.objective(self.student(self._of_stage(batch, 0).groups()), taught, batch.seeds)
         student = self.student(batch.groups(), positions=self._positions(batch))
         return self.objective(student, taught, teacher_temperature=self.config.prototypes.teacher_temperature)
 
@@ -73,8 +75,19 @@ class Distillation(nn.Module):
     def teach(self, batch: Batch) -> list[BranchOutput]:
         """What the teacher says of a batch: of all crops (features), or of the global ones (prototypes)."""
         if isinstance(self.objective, FeaturesObjective):
-            return self.teacher(batch.groups())
+            return self.teacher(self._of_stage(batch, 1).groups())
         return self.teacher(batch.groups()[:1], positions=self._positions(batch))
+
+    def finishing(self, config: FinishConfig, global_size: int, *, steps: int, seed: int) -> FinishingStage | None:
+        """The finishing stage of a run of `steps` steps, if it has one; to be put into `stage`."""
+        assert isinstance(self.teacher.backbone, VisionTransformer)
+        patch = self.teacher.backbone.patch_size
+        return FinishingStage.of(config, global_size=global_size, patch=patch, steps=steps, seed=seed)
+
+    def _of_stage(self, batch: Batch, whose: int) -> Batch:
+        """The batch at the size that the student (0) or the teacher (1) has at its step."""
+        sides = None if self.stage is None else self.stage.drawn(batch.step)
+        return batch if sides is None else resized(batch, sides[whose])
 
     def _positions(self, batch: Batch) -> Int64[Tensor, " n"] | None:
         """Patches of the global crops that iBOT compares; None: all."""

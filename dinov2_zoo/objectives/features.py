@@ -1,84 +1,118 @@
-"""Distillation by features, head-free: the teacher's tokens themselves, through a linear projector.
+"""Distillation by features, head-free: the teacher's tokens themselves, through a projector, and their relations.
 
-A teacher's channels differ in scale by orders of magnitude, so its tokens are standardised per channel first, class and
-patch tokens apart (after UNIC and RADIO); then cosine and smooth-L1.
+The teacher's tokens are standardised first, class and patch tokens apart (`standardiser`). Each term is a file of its
+own; `FeaturesConfig` says how much each counts, and by default relations and neighbours do not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Int64
 from torch import Tensor, nn
 
 from dinov2_zoo.config import FeaturesConfig
 from dinov2_zoo.models.grid import resample_grid
 from dinov2_zoo.models.tokens import BranchOutput, Tokens
+from dinov2_zoo.objectives.distances import token_distance
+from dinov2_zoo.objectives.neighbours import ClassQueue, patch_neighbour_loss
 from dinov2_zoo.objectives.precision import without_autocast
-
-
-class Standardiser(nn.Module):
-    """Mean and deviation of tokens, per channel; part of the training state.
-
-    The teacher is frozen, so these are numbers, not something to track: `fit_projector` measures them once, before the
-    first step.
-
-    Args:
-        dim: Width of the tokens.
-    """
-
-    mean: Float[Tensor, " D"]
-    deviation: Float[Tensor, " D"]
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("deviation", torch.ones(dim))
-
-    def standardise(self, tokens: Float[Tensor, "*some D"]) -> Float[Tensor, "*some D"]:
-        """Tokens whose channels have mean 0 and deviation 1."""
-        return (tokens - self.mean) / self.deviation
-
-    def restore(self, standardised: Float[Tensor, "*some D"]) -> Float[Tensor, "*some D"]:
-        """Undo `standardise`."""
-        return standardised * self.deviation + self.mean
+from dinov2_zoo.objectives.relations import class_gram_loss, gram_loss
+from dinov2_zoo.objectives.standardiser import Standardiser
 
 
 class FeaturesObjective(nn.Module):
-    """Class-token and patch-token terms over all crops, on outputs of `Branch` for the same crops.
+    """The sum of the terms over all crops, on outputs of `Branch` for the same crops.
 
     Args:
         config: Weights.
         teacher_dim: Width of the teacher's tokens.
+
+    Raises:
+        ConfigError: The teacher's width has no PHI-S standardisation.
     """
 
     def __init__(self, config: FeaturesConfig, teacher_dim: int) -> None:
         super().__init__()
         self.config = config
-        self.class_token = Standardiser(teacher_dim)
-        self.patches = Standardiser(teacher_dim)
+        self.class_token = Standardiser(teacher_dim, config.standardise)
+        self.patches = Standardiser(teacher_dim, config.standardise)
+        self.queue = ClassQueue(config.queue_size, teacher_dim) if config.queue_weight else None
+        self.weights = {
+            "class": config.class_weight,
+            "patch": config.patch_weight,
+            "gram": config.gram_weight,
+            "class_gram": config.class_gram_weight,
+            "patch_neighbours": config.neighbour_weight,
+            "class_neighbours": config.queue_weight,
+        }
+        """By name of the term."""
 
     @without_autocast
-    def forward(self, student: Sequence[BranchOutput], teacher: Sequence[BranchOutput]) -> dict[str, Tensor]:
-        """Loss terms, each a mean over this process's crops; "loss" is their weighted sum."""
-        terms: list[Tensor] = []
-        crops: list[int] = []
-        for mine, theirs in zip(student, teacher, strict=True):
-            assert mine.projected is not None, "the student of a distillation by features has a projector"
-            class_target = self.class_token.standardise(theirs.tokens.class_token)
-            patch_target = self.patches.standardise(theirs.tokens.patches).flatten(0, 1)
-            patches = resample_grid(mine.projected.patches.flatten(0, 1), patch_target.shape[1])
-            class_term = self._distance(mine.projected.class_token, class_target)
-            terms.append(torch.stack([class_term, self._distance(patches, patch_target)]))
-            crops.append(len(class_target))
-        share = terms[0].new_tensor(crops) / sum(crops)
-        class_term, patch_term = share @ torch.stack(terms)
-        loss = self.config.class_weight * class_term + self.config.patch_weight * patch_term
-        return {"loss": loss, "class": class_term, "patch": patch_term}
+    def forward(
+        self,
+        student: Sequence[BranchOutput],
+        teacher: Sequence[BranchOutput],
+        seeds: Int64[Tensor, " B"] | None = None,
+    ) -> dict[str, Tensor]:
+        """Loss terms, each a mean over this process's crops; "loss" is their weighted sum.
+
+        Args:
+            student: Outputs for the global crops and, if there are any, the local ones.
+            teacher: The teacher's for the same crops; their grids may have another size.
+            seeds: `Batch.seeds`, for the patch neighbours.
+        """
+        found = [self._terms(mine, theirs, seeds) for mine, theirs in zip(student, teacher, strict=True)]
+        if self.queue is not None and self.training:
+            self.queue.add(self.class_token.standardise(teacher[0].tokens.class_token))
+        crops = [len(theirs.tokens.class_token) for theirs in teacher]
+        stacked = torch.stack([torch.stack(list(terms.values())) for terms in found])
+        means = stacked.new_tensor(crops) / sum(crops) @ stacked
+        loss = means @ means.new_tensor([self.weights[name] for name in found[0]])
+        return {"loss": loss, **dict(zip(found[0], means, strict=True))}
+
+    def _terms(self, student: BranchOutput, teacher: BranchOutput, seeds: Tensor | None) -> dict[str, Tensor]:
+        """The terms that count, of crops of one size."""
+        config, own, theirs, projected = self.config, student.tokens, teacher.tokens, student.projected
+        assert projected is not None, "the student of a distillation by features has a projector"
+        class_target = self.class_token.standardise(theirs.class_token)
+
+        def on_grid(patches: Tensor) -> Tensor:
+            resampled = resample_grid(patches.flatten(0, 1), theirs.patches.shape[2])
+            return resampled.unflatten(0, patches.shape[:2])
+
+        def of_class() -> Tensor:
+            if config.class_distance == "cosine":
+                return token_distance(projected.class_token, class_target, cosine=1.0)
+            return self._distance(projected.class_token, class_target)
+
+        def of_patches() -> Tensor:
+            return self._distance(on_grid(projected.patches), self.patches.standardise(theirs.patches))
+
+        def of_neighbours() -> Tensor:
+            assert seeds is not None, "patches are drawn by the seeds of a batch"
+            count, temperature = config.neighbour_patches, config.neighbour_temperature
+            patches = on_grid(own.patches)
+            return patch_neighbour_loss(patches, theirs.patches, seeds, patches=count, temperature=temperature)
+
+        def of_queue() -> Tensor:
+            assert self.queue is not None
+            return self.queue.loss(projected.class_token, class_target, config.queue_temperature)
+
+        terms: dict[str, Callable[[], Tensor]] = {
+            "class": of_class,
+            "patch": of_patches,
+            "gram": lambda: gram_loss(on_grid(own.patches), theirs.patches),
+            "class_gram": lambda: class_gram_loss(own.class_token, theirs.class_token),
+            "patch_neighbours": of_neighbours,
+            "class_neighbours": of_queue,
+        }
+        return {name: term() for name, term in terms.items() if self.weights[name]}
 
     def _distance(self, predicted: Tensor, target: Tensor) -> Tensor:
-        cosine = 1 - F.cosine_similarity(predicted, target, dim=-1).mean()
-        return self.config.cosine_weight * cosine + self.config.smooth_l1_weight * F.smooth_l1_loss(predicted, target)
+        config = self.config
+        return token_distance(
+            predicted, target, cosine=config.cosine_weight, smooth_l1=config.smooth_l1_weight, mse=config.mse_weight
+        )
 
     def in_teacher_space(self, projected: Tokens) -> Tokens:
         """A student's projected tokens at the teacher's own scale, for measuring and pictures."""

@@ -5,16 +5,17 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import torch
 from torch import Tensor, nn
 
-from dinov2_zoo.config import LoaderConfig, RunConfig, to_dict
+from dinov2_zoo.config import RunConfig, to_dict
 from dinov2_zoo.config.auto import is_auto
 from dinov2_zoo.config.settle import Cost, Hardware, adopt, settle_length
 from dinov2_zoo.data.batch import Batch
+from dinov2_zoo.data.finishing import FinishingStage, resized
 from dinov2_zoo.progress import duration
 from dinov2_zoo.training.run_folder import check_run_folder
 from dinov2_zoo.training.runtime import Runtime
@@ -61,9 +62,10 @@ def settle(
     config: C,
     runtime: Runtime,
     module: nn.Module,
-    batches: Callable[[LoaderConfig], Iterable[Batch]],
+    batches: Callable[..., Iterable[Batch]],
     *,
     images: int,
+    stage: FinishingStage | None = None,
 ) -> tuple[C, float]:
     """Measure a few passes of a module on real crops and settle all that follows. Every process must call it.
 
@@ -72,19 +74,31 @@ def settle(
         config: From `settle_data`.
         runtime: Where the run is.
         module: Maps a batch to loss terms; on its device, not yet sharded. It is left as it was.
-        batches: Reads this process's batches as a loader's settings say.
+        batches: Reads this process's batches as a loader's settings say, and perhaps a `stage`.
         images: To train on.
+        stage: The finishing stage, if there is one; only its sides count.
 
     Returns:
         The configuration without any "auto", and the seconds that the run will take.
     """
     count = min(8 if runtime.device.type == "cuda" else 2, max(1, images // runtime.world_size))
     loader = replace(config.loader, batch_size=count * runtime.world_size, workers=0)
-    started = time.perf_counter()
-    batch = next(iter(batches(loader)))
-    decode = (time.perf_counter() - started) / count
-    cost = measure(runtime, module, batch, decode=decode)
-    config, seconds = settle_length(asked, config, images, cost, hardware(runtime))
+
+    def read(**more: Any) -> tuple[Batch, float]:
+        started = time.perf_counter()
+        batch = next(iter(batches(loader, **more)))
+        return batch, (time.perf_counter() - started) / count
+
+    batch, decode = read()
+    cost, finish = measure(runtime, module, batch, decode=decode), None
+    if stage is not None:
+        # Student and teacher draw their sides apart, and each costs what its own takes: the mean over pairs of equal
+        # sides is that over all pairs.
+        batch, decode = read(stage=replace(stage, first=0))
+        costs = [measure(runtime, module, resized(batch, side), decode=decode) for side in stage.sides]
+        times = {name: sum(getattr(c, name) for c in costs) / len(costs) for name in ("train", "forward", "decode")}
+        finish = Cost(**times, memory=max(c.memory for c in costs), free=min(c.free for c in costs))
+    config, seconds = settle_length(asked, config, images, cost, hardware(runtime), finish=finish)
     return replace(config, runtime=replace(config.runtime, precision=runtime.precision)), seconds
 
 
