@@ -59,17 +59,17 @@ def patch_neighbour_loss(
     views, images, count = student.shape[:3]
     chosen = sampled_positions(seeds, views, count, patches / count).to(student.device, non_blocking=True)
 
-    def drawn(tokens: Tensor) -> Tensor:
-        found = F.normalize(tokens.flatten(0, 2)[chosen], dim=1)
-        return found.unflatten(0, (views, images, -1)).transpose(0, 1)  # images first, as processes have them
+    def cosines(tokens: Tensor) -> Tensor:
+        found = F.normalize(tokens.flatten(0, 2)[chosen], dim=1).unflatten(0, (views, images, -1))
+        # Images first: this process's rows are then in one piece among everyone's.
+        rows = found.transpose(0, 1).flatten(0, 2)
+        return rows @ gather_with_gradient(rows).T
 
-    cosines: list[Tensor] = []
-    for tokens in (drawn(student), drawn(teacher)):
-        cosines.append(tokens.flatten(0, 2) @ gather_with_gradient(tokens).flatten(0, 2).T)
-    itself = torch.zeros_like(cosines[0], dtype=torch.bool)
+    mine, theirs = cosines(student), cosines(teacher)
+    itself = torch.zeros_like(mine, dtype=torch.bool)
     rank = dist.get_rank() if dist.is_initialized() else 0
     itself.diagonal(rank * len(itself)).fill_(True)
-    return neighbour_divergence(cosines[0], cosines[1], itself, temperature)
+    return neighbour_divergence(mine, theirs, itself, temperature)
 
 
 class ClassQueue(nn.Module):
@@ -103,7 +103,7 @@ class ClassQueue(nn.Module):
     @torch.no_grad()
     def add(self, teacher: Float[Tensor, "V B D"]) -> None:
         """Put a batch's class tokens in place of the oldest. Every process must call it."""
-        new = gather_with_gradient(F.normalize(teacher.transpose(0, 1), dim=-1)).flatten(0, 1)
+        new = gather_with_gradient(F.normalize(teacher.transpose(0, 1).flatten(0, 1), dim=1))
         places = (self.seen + torch.arange(len(new), device=new.device)) % len(self.tokens)
         self.tokens.index_copy_(0, places, new.to(self.tokens.dtype))
         self.seen += len(new)

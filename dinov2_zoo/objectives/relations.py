@@ -29,6 +29,6 @@ def class_gram_loss(student: Float[Tensor, "V B Ds"], teacher: Float[Tensor, "V 
         student: Class tokens of V views of this process's B images, not projected.
         teacher: Of the same views.
     """
-    mine, theirs = (F.normalize(tokens.transpose(0, 1), dim=-1) for tokens in (student, teacher))
-    everyone = [gather_with_gradient(tokens).flatten(0, 1) for tokens in (mine, theirs)]
-    return F.mse_loss(mine.flatten(0, 1) @ everyone[0].T, theirs.flatten(0, 1) @ everyone[1].T)
+    # Images first: this process's rows are then in one piece among everyone's.
+    mine, theirs = (F.normalize(tokens.transpose(0, 1).flatten(0, 1), dim=1) for tokens in (student, teacher))
+    return F.mse_loss(mine @ gather_with_gradient(mine).T, theirs @ gather_with_gradient(theirs).T)

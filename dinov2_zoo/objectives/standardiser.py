@@ -65,8 +65,8 @@ class Standardiser(nn.Module):
 
     def into(self, weight: Float[Tensor, "D Ds"], bias: Float[Tensor, " D"]) -> tuple[Tensor, Tensor]:
         """Weight and bias of the linear map that ends in standardised tokens, from those of one that ends in tokens."""
-        return self.standardise(weight.double().T + self.mean).T, self.standardise(bias.double())
+        return self.standardise(weight.double().T + self.mean).T.contiguous(), self.standardise(bias.double())
 
     def out_of(self, weight: Float[Tensor, "D Ds"], bias: Float[Tensor, " D"]) -> tuple[Tensor, Tensor]:
         """Undo `into`."""
-        return (self.restore(weight.double().T) - self.mean).T, self.restore(bias.double())
+        return (self.restore(weight.double().T) - self.mean).T.contiguous(), self.restore(bias.double())

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from dinov2_zoo.config import (
     CheckpointConfig,
+    FeaturesConfig,
     HeadConfig,
     ModelConfig,
     ObjectiveConfig,
@@ -23,6 +24,7 @@ from dinov2_zoo.config import (
     SelfDistillationConfig,
 )
 from dinov2_zoo.data.batch import Batch
+from dinov2_zoo.data.finishing import FinishingStage
 from dinov2_zoo.errors import TrainingError
 from dinov2_zoo.initialisation.projector import fit_projector
 from dinov2_zoo.models.branch import Branch
@@ -44,6 +46,14 @@ def distillation(kind):
     """A ViT of 32 channels teaches one of 16, with every part that the real recipe has; or its own average does."""
     shape = {"depth": 2, "num_heads": 2, "patch_size": 4, "img_size": 16, "num_registers": 2, "layer_scale": 1.0}
     student, teacher = (VisionTransformer(ModelConfig(embed_dim=d, **shape)) for d in (16, 32))
+    if kind == "relations":  # every term, in a run whose last steps see several sizes
+        weights = {name: 1.0 for name in ("gram_weight", "class_gram_weight", "neighbour_weight", "queue_weight")}
+        more = {"standardise": "phi-s", "projector": "mlp", "queue_size": 40, "neighbour_patches": 3}
+        student = Branch(student, projector=FeatureProjector(16, 16, 32, "mlp"))
+        objective = ObjectiveConfig(features=FeaturesConfig(**weights, **more))
+        module = Distillation(student, Branch(teacher), objective)
+        module.stage = FinishingStage(CUT + 1, (12, 16, 24), 0)
+        return module
     if kind == "features":
         pair = Branch(student, projector=FeatureProjector(16, 16, 32)), Branch(teacher)
         return Distillation(*pair, ObjectiveConfig(kind="features"))
@@ -76,7 +86,7 @@ def batches(runtime, start=0):
 def start(runtime, kind, seed=0):
     torch.manual_seed(seed)
     module = distillation(kind)
-    if kind == "features":
+    if kind in ("features", "relations"):
         fit_projector(module, batches(runtime), device=runtime.device, autocast=runtime.autocast)
     optim = tiny_run.config(STEPS, base_lr=1e-2, ema_momentum=(0.9, 1.0))
     return TrainState.start(runtime.shard(module), optim, global_batch=IMAGES)
@@ -117,6 +127,8 @@ def scenario(runtime, kind, out):
     weights = runtime.full_state_dict(state.student)
     weights |= {f"ema.{name}": tensor for name, tensor in runtime.full_state_dict(state.ema).items()}
     weights |= {f"buffer.{name}": b.detach().clone() for name, b in state.module.named_buffers(recurse=False)}
+    if kind == "relations":
+        weights["queue"] = state.module.objective.queue.tokens.clone()
     if runtime.is_main:
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, out / f"{kind}.safetensors")
         (out / f"{kind}.json").write_text(json.dumps(facts))
