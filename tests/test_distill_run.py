@@ -28,7 +28,7 @@ OPTIONS = (
     "--crops.global_size=56 --crops.local_count=0 --loader.batch_size=4 --loader.workers=0 --evaluation.size=56 "
     "--evaluation.heldout_count=4 --evaluation.fit_images=8 --init_images=8 --student=vitti14_reg4 --optim.steps=4 "
     "--optim.warmup_steps=1 --runtime.threads=1 --log.every=1 --log.progress=false --evaluation.labelled=null "
-    "--checkpoint.every=2 --runtime.precision=fp32"
+    "--checkpoint.every=2 --runtime.precision=fp32 --finish.share=0.5 --finish.sizes=[56,84]"
 )
 
 
@@ -113,19 +113,25 @@ def launch():
 
 
 def test_an_interrupted_run_goes_on_bit_for_bit(launch, place, run, tmp_path, monkeypatch):
-    whole = session.train
+    whole, sides = session.train, []
 
     def interrupted(runtime, state, batches, log, hooks, **more):
         def stop(state, _):
-            if state.step == 3:  # one step after its checkpoint
+            if state.step == 3:  # one step after its checkpoint, and after the finishing stage's first
                 raise InterruptedError
 
-        whole(runtime, state, batches, log, [*hooks, stop], **more)
+        def seen():
+            for batch in batches:
+                sides.append(batch.global_crops.shape[-1])
+                yield batch
+
+        assert state.module.stage.first == 2
+        whole(runtime, state, seen(), log, [*hooks, stop], **more)
 
     monkeypatch.setattr(session, "train", interrupted)
     with pytest.raises(InterruptedError):
         launch(options(place, tmp_path, "one"))
-    assert not (tmp_path / "one/student").exists()
+    assert sides == [56, 56, 84] and not (tmp_path / "one/student").exists()
     monkeypatch.setattr(session, "train", whole)
     launch(options(place, tmp_path, "one"), resume="auto")
     for file in ("model.safetensors", "projector.safetensors"):

@@ -8,6 +8,7 @@ import pytest
 from dinov2_zoo.config import (
     AgreementConfig,
     DistillConfig,
+    FinishConfig,
     LoaderConfig,
     OptimConfig,
     PretrainConfig,
@@ -75,6 +76,19 @@ def test_a_batch_is_cut_to_the_memory_there_is_unless_it_was_asked_for():
     assert settled(DistillConfig(data="x"), 300, cost=tight)[0].loader.batch_size == 5
     asked = DistillConfig(data="x", loader=LoaderConfig(batch_size=24))
     assert settled(asked, 300, cost=tight)[0].loader.batch_size == 24
+
+
+def test_the_finishing_stage_counts_in_time_and_memory():
+    config = DistillConfig(data="x", time="20m", finish=FinishConfig(share=0.2))
+    half = settle_data(config, 200, apart=False, hardware=LAPTOP)
+    finish = dataclasses.replace(COST, train=5 * COST.train, memory=4 * COST.memory)
+    roomy = dataclasses.replace(COST, free=1e11)
+    plain, expected = settle_length(config, half, 178, roomy, LAPTOP)
+    longer, same = settle_length(config, half, 178, roomy, LAPTOP, finish=finish)
+    assert longer.optim.steps == pytest.approx(plain.optim.steps / 1.8, rel=0.01)
+    assert same == pytest.approx(expected, rel=0.01)
+    tight = dataclasses.replace(COST, free=2.2e9)
+    assert settle_length(config, half, 178, tight, LAPTOP, finish=finish)[0].loader.batch_size == 5
 
 
 def test_all_that_cannot_work_is_named_at_once_with_what_would():
