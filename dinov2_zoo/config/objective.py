@@ -123,7 +123,7 @@ class ObjectiveConfig:
     """What the student is asked to match."""
 
     kind: Literal["features", "prototypes"] = "features"
-    """"features": the teacher's tokens through a linear projector; works with any teacher and any student.
+    """"features": the teacher's tokens through a projector; works with any teacher and any student.
     "prototypes": the paper's DINO + iBOT + KoLeo; the teacher must come with its heads."""
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     """Settings of kind "features"."""

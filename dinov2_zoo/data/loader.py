@@ -62,7 +62,7 @@ def train_loader(
         loader: Batch size per optimizer step over all processes and micro-batches; worker processes.
         seed: Of the order, the crops and the masks.
         masks: Which patches of the global crops to hide from a student; None: none.
-        stage: Last steps whose global crops have its largest side; None: none.
+        stage: From its first step on global crops have its largest side; None: they never change.
         patch_size: Side of a patch, pixels: masks are grids of patches.
         accumulate: Micro-batches per optimizer step.
         rank: Number of this process.

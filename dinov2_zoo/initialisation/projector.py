@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -52,8 +53,7 @@ def fit_projector(
             if isinstance(layer, ProjectorMLP):
                 layer.become_linear(weight, bias)
             else:
-                layer.weight.copy_(weight)
-                layer.bias.copy_(bias)
+                replace(found, weight=weight, bias=bias).put_into(layer, scaled=False)
 
 
 class _Watched:
@@ -68,9 +68,8 @@ class _Watched:
         for kind in ("class_token", "patches"):
             tokens: Tensor = getattr(output[0].tokens, kind)
             rows = tokens.flatten(0, -2)
-            # Of pairs with nothing.
             total = self.moments.setdefault(kind, Moments(rows.shape[1], 0, rows.device))
-            total.add(rows, rows[:, :0])
+            total.add(rows, rows[:, :0])  # pairs with nothing: of the first of a pair, `Moments` keeps all products
         return output
 
     def covariance(self, kind: str) -> Float[Tensor, "D D"]:

@@ -64,11 +64,13 @@ class FeaturesObjective(nn.Module):
         found = [self._terms(mine, theirs, seeds) for mine, theirs in zip(student, teacher, strict=True)]
         if self.queue is not None and self.training:
             self.queue.add(self.class_token.standardise(teacher[0].tokens.class_token))
-        crops = [len(theirs.tokens.class_token) for theirs in teacher]
-        stacked = torch.stack([torch.stack(list(terms.values())) for terms in found])
-        means = stacked.new_tensor(crops) / sum(crops) @ stacked
-        loss = means @ means.new_tensor([self.weights[name] for name in found[0]])
-        return {"loss": loss, **dict(zip(found[0], means, strict=True))}
+        shares = [len(theirs.tokens.class_token) for theirs in teacher]  # every crop counts alike, whatever its size
+        terms = {
+            name: torch.stack([part[name] * (n / sum(shares)) for part, n in zip(found, shares, strict=True)]).sum()
+            for name in found[0]
+        }
+        loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+        return {"loss": loss, **terms}
 
     def _terms(self, student: BranchOutput, teacher: BranchOutput, seeds: Tensor | None) -> dict[str, Tensor]:
         """The terms that count, of crops of one size."""
