@@ -50,6 +50,7 @@ from dinov2_zoo.training.plan import hardware
 from dinov2_zoo.training.runtime import Runtime
 from dinov2_zoo.training.state import TrainState
 
+# Weights of the added terms are first guesses, not tuned: try others with --way.
 WAYS: dict[str, dict[str, object]] = {
     "today": {},
     "cosine": {"cosine_weight": 1.0, "smooth_l1_weight": 0.0},
