@@ -126,7 +126,7 @@ def measure_keypoints(
     right = {number: hits for part in context.gather(mine) for number, hits in part.items()}
     metrics = keypoint_metrics(data.pairs, right)
     notes = [
-        "Last block, final norm, patch tokens; a keypoint's feature is interpolated, a patch's centre is what is found.",
+        "Last block, final norm, patch tokens; keypoints take interpolated features, and find the centres of patches.",
         "Photos whole, their ratio kept; Probe3D pads them to squares, and places a patch at its upper left corner.",
     ]
     protocol = {**to_dict(config), "kind": "spair", "size": size, "reach": REACH}

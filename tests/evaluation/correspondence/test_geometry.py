@@ -42,7 +42,7 @@ def test_four_points_go_where_they_are_sent_and_back():
 
 def test_what_lies_beyond_the_horizon_is_infinitely_far():
     aslant = homography(UNIT, torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.6, 0.5], [0.4, 0.5]]))
-    assert transfer(torch.tensor([[0.5, -3.0]], dtype=torch.float64), aslant).isinf().all()
+    assert transfer(torch.tensor([[0.5, -0.5]], dtype=torch.float64), aslant).isinf().all()
     assert transfer(torch.tensor([[0.5, 0.5]], dtype=torch.float64), aslant).isfinite().all()
 
 
@@ -62,6 +62,19 @@ def test_views_lie_in_the_photo_overlap_and_are_always_the_same(size, config):
     assert 15 < mirrored < 45
     sides = first[1, 0] - first[0, 0], first[3, 1] - first[0, 1]
     assert sides[0] == pytest.approx(sides[1].item()) and config.scale[0] * min(size) <= sides[0] <= min(size)
+
+
+def test_a_second_view_without_slant_is_as_large_as_drawn():
+    config = ViewsConfig(scale=(0.5, 0.5), rotation=0, perspective=0)
+    first, second = draw_quads(300, 200, config, torch.Generator().manual_seed(0))
+    for quad in (first, second):
+        assert (quad.amax(0) - quad.amin(0)).tolist() == pytest.approx([100, 100])
+
+
+def test_large_photos_are_smoothed_before_they_are_made_small():
+    checks = ((torch.arange(800)[:, None] + torch.arange(800)) % 2 * 255).to(torch.uint8).expand(3, -1, -1)
+    quad = UNIT * 700 + torch.tensor([50.3, 20.1], dtype=torch.float64)
+    assert (render(checks, quad, 70).float() - 127.5).abs().max() < 30
 
 
 @pytest.mark.parametrize("large", [1, 4])

@@ -72,6 +72,15 @@ def test_an_exact_flip_and_its_forgotten_flip():
     assert wrong["exact"] == pytest.approx(1 / 9) and wrong["recall"] == pytest.approx(1 / 9)  # the middle column
 
 
+def test_reach_is_a_tenth_of_the_view_and_recall_a_patch():
+    still, places = torch.eye(3, dtype=torch.float64)[None], patch_centres(30)[None]
+    for off, recall, pck in ((0, 1, 1), (2, 0, 1), (4, 0, 0)):  # patches of thirty, to the right
+        moved = tokens(places + torch.tensor([off / 30, 0]))
+        means = view_correspondence(moved, tokens(places), still).means()
+        # At the right border there is nothing further right to be found: a few columns match what is near.
+        assert means["recall"] == pytest.approx(recall, abs=0.1) and means["pck"] == pytest.approx(pck, abs=0.15)
+
+
 def test_pairs_without_a_common_patch_do_not_count():
     first, second, geometry = pairs(2)
     away = torch.eye(3, dtype=torch.float64)
@@ -140,7 +149,7 @@ def test_colours_find_each_other_in_real_views(photos, tmp_path):
     assert found.metrics["recall"] > 0.95
     noise = evaluate_correspondence(ColourEncoder(noise=True), data, QUICK, workspace(tmp_path)).metrics
     assert noise["recall"] == pytest.approx(noise["chance"], abs=0.06)
-    other = CorrespondenceConfig(size=112, views=ViewsConfig(pairs=3, seed=1), workers=0)
+    other = CorrespondenceConfig(size=112, views=ViewsConfig(pairs=3, colour=False, seed=1), workers=0)
     assert evaluate_correspondence(ColourEncoder(), data, other, workspace(tmp_path)).metrics != found.metrics
 
 
@@ -150,6 +159,8 @@ def test_two_processes_and_workers_find_what_one_does(photos, tmp_path):
     for found in together(lambda p: evaluate_correspondence(tiny_encoder(), data, QUICK, workspace(tmp_path, p))):
         assert found.metrics == pytest.approx(alone)
     source = open_source(str(photos))
+    (one, two, three) = next(view_batches(source, QUICK.views, size=28)).geometry[:3]
+    assert not torch.equal(one, two) and not torch.equal(two, three)
     for workers in (0, 1):
         batches = list(view_batches(source, QUICK.views, size=28, batch_size=3, workers=workers))
         assert [batch.photos for batch in batches] == [[0] * 3, [1] * 3, [2] * 3]
