@@ -111,11 +111,12 @@ def test_a_wrong_pose_is_a_wrong_answer(tmp_path):
 
 
 def test_objects_at_the_border_and_depth_of_another_resolution(tmp_path):
-    frame = photo(tmp_path / "plate/wild_set", "000", 0, (90, 40), 500)
+    frame = photo(tmp_path / "plate/wild_set", "000", 0, (150, 40), 500)  # a quarter of the plate is out of sight
     entries = [frame, photo(tmp_path / "plate/wild_set", "001", 30, (0, 0), 500)]
     (tmp_path / "plate/wild_set/annotations.json").write_text(json.dumps(entries))
     (pair,) = open_navi(str(tmp_path)).pairs
     whole = read_surface(pair[0], 140)
+    assert whole.places[:, 0].max() > 0.95  # the square has moved inwards: nothing of it lies beyond the photo
     path = pair[0].depth
     with Image.open(path) as file:
         file.resize((WIDTH // 2, HEIGHT // 2), Image.Resampling.NEAREST).save(path)
