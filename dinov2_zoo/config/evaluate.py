@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 from dinov2_zoo.config.checks import check
 from dinov2_zoo.config.classification import KnnConfig, LinearConfig, LogisticConfig
+from dinov2_zoo.config.correspondence import CorrespondenceConfig
 from dinov2_zoo.config.depth import DepthConfig
+from dinov2_zoo.config.in_context import InContextConfig
 from dinov2_zoo.config.retrieval import RetrievalConfig
 from dinov2_zoo.config.segmentation import SegmentationConfig
 from dinov2_zoo.config.training import RuntimeConfig
@@ -29,7 +31,11 @@ class EvaluationData:
     depth: str | None = None
     """nyu:/path, kitti:/path, sunrgbd:/path, folder:/path or package:motorcycle."""
     segmentation: str | None = None
-    """ade20k:/path, voc:/path, cityscapes:/path, folder:/path or composites:/folder/of/cut-outs."""
+    """ade20k:/path, voc:/path, cityscapes:/path, folder:/path or composites:/folder/of/cut-outs; in_context uses
+    them too."""
+    correspondence: str | None = None
+    """views:SOURCE with any images that recipes take as --data, spair:/path (also /path@val, @trn) or navi:/path (also
+    /path@multiview)."""
     retrieval: str | None = None
     """roxford:/path, rparis:/path, amstertime:/path, met:/path or folder:/path."""
     video: str | None = None
@@ -45,7 +51,7 @@ class EvaluateConfig:
     separated by commas, and each may be given a name of its own: teacher=facebook/dinov2-base,mine=runs/x/student."""
     tasks: str = "knn"
     """Tasks, separated by commas: knn, linear, logistic, depth:lin1, depth:lin4, depth:dpt, segmentation:linear,
-    segmentation:ms, retrieval, video, speed."""
+    segmentation:ms, in_context, correspondence, retrieval, video, speed."""
     data: EvaluationData = field(default_factory=EvaluationData)
     """Images."""
     out: str | None = None
@@ -63,6 +69,10 @@ class EvaluateConfig:
     """Depth heads."""
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
     """Segmentation heads."""
+    in_context: InContextConfig = field(default_factory=InContextConfig)
+    """Segmentation by the vote of similar patches."""
+    correspondence: CorrespondenceConfig = field(default_factory=CorrespondenceConfig)
+    """Correspondence of patches."""
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     """Retrieval."""
     video: VideoConfig = field(default_factory=VideoConfig)

@@ -9,7 +9,16 @@ from typing import Any
 
 from dinov2_zoo.config.evaluate import EvaluateConfig, EvaluationData
 from dinov2_zoo.errors import ConfigError
-from dinov2_zoo.evaluation import classification, depth, retrieval, segmentation, speed, video
+from dinov2_zoo.evaluation import (
+    classification,
+    correspondence,
+    depth,
+    in_context,
+    retrieval,
+    segmentation,
+    speed,
+    video,
+)
 from dinov2_zoo.evaluation.encoders.adapters import open_encoder
 from dinov2_zoo.evaluation.encoders.encoder import LayeredEncoder
 from dinov2_zoo.evaluation.encoders.subjects import Subject, subjects
@@ -18,7 +27,7 @@ from dinov2_zoo.evaluation.task import Task
 from dinov2_zoo.evaluation.workspace import Say, Workspace, silent
 from dinov2_zoo.training.runtime import Runtime
 
-FOLDERS = (classification, depth, segmentation, retrieval, video, speed)
+FOLDERS = (classification, depth, segmentation, in_context, correspondence, retrieval, video, speed)
 """A new kind of task is one more folder here, and one more group of settings in `EvaluateConfig`."""
 
 TASKS: dict[str, Task] = {task.name: task for folder in FOLDERS for task in folder.TASKS}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
+from rich.text import Text
 
 Cell = str | int | float | None
 
@@ -45,11 +46,13 @@ def terminal_table(table: Table, *, left: Sequence[int] = (), folds: int = 0) ->
 
     Column `folds` gives way where the terminal is narrow.
     """
-    rich = RichTable(title=table.title, caption=table.note or None, box=SIMPLE_HEAD, title_justify="left")
+    # As Text: in plain strings rich would see markup and emoji, as in a source named views:package:photos.
+    note = Text(table.note, "table.caption") if table.note else None
+    rich = RichTable(title=table.title, caption=note, box=SIMPLE_HEAD, title_justify="left")
     for index, column in enumerate(table.columns):
         justify = "right" if index and index not in left else "left"
         style = "bold" if column in table.marked else ""
         rich.add_column(column, justify=justify, style=style, no_wrap=index != folds, overflow="fold")
     for row in table.text_rows():
-        rich.add_row(*row)
+        rich.add_row(*map(Text, row))
     return rich

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def test_two_processes_find_what_one_finds(place):
-    tasks = ("knn", "linear", "segmentation:linear", "retrieval", "video")
+    tasks = ("knn", "linear", "segmentation:linear", "in_context", "correspondence", "retrieval", "video")
     arguments = ("--model", f"one={place}/model0", "--tasks", ",".join(tasks))
     code, _, err = evaluate(place, *arguments, "--out", "alone")
     assert code == 0, err

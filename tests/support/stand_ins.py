@@ -7,6 +7,7 @@ import torch
 from dinov2_zoo.config import ModelConfig
 from dinov2_zoo.evaluation.encoders.encoder import BackboneEncoder
 from dinov2_zoo.evaluation.workspace import Workspace, silent
+from dinov2_zoo.models.tokens import Tokens
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.training.distributed import SingleProcess
 
@@ -76,3 +77,31 @@ def together(work, world_size=2):
     if errors:
         raise errors[0]
     return found
+
+
+class ColourEncoder:
+    """A model whose patch tokens are what a patch looks like on the mean, made wide enough to tell shades apart.
+
+    Args:
+        patch: Side of a patch, pixels.
+        noise: Tokens are random instead, another draw for each patch of each image.
+    """
+
+    depth, dim, device = 1, 192, torch.device("cpu")
+
+    def __init__(self, patch=14, *, noise=False):
+        self.patch_size = patch
+        self.draw = torch.Generator().manual_seed(0) if noise else None
+        # Random waves of the colour: the cosine of two tokens falls with the distance of their colours.
+        self.waves = 6 * torch.randn(3, 96, generator=torch.Generator().manual_seed(1))
+
+    def fingerprint(self):
+        return "colours"
+
+    def __call__(self, images):
+        colour = torch.nn.functional.avg_pool2d(images, self.patch_size).flatten(2).transpose(1, 2)
+        waves = colour @ self.waves
+        tokens = torch.cat([waves.sin(), waves.cos()], 2)
+        if self.draw is not None:
+            tokens = torch.randn(tokens.shape, generator=self.draw)
+        return Tokens(tokens.mean(1), tokens)

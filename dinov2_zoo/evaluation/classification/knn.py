@@ -13,9 +13,9 @@ from dinov2_zoo.config.classification import KnnConfig
 from dinov2_zoo.data.augment import generator
 from dinov2_zoo.errors import DataError
 from dinov2_zoo.evaluation.classification.labelled import LabelledData, skipped_notes
-from dinov2_zoo.evaluation.classification.neighbours import nearest
 from dinov2_zoo.evaluation.encoders.encoder import LayeredEncoder
 from dinov2_zoo.evaluation.encoders.feature_store import Kind, Stored, stored_features
+from dinov2_zoo.evaluation.neighbours import nearest
 from dinov2_zoo.evaluation.record import Result
 from dinov2_zoo.evaluation.workspace import Workspace
 from dinov2_zoo.training.distributed import DistributedContext, SingleProcess

@@ -46,16 +46,25 @@ def read_photo(path: Path, target: Path, target_size: tuple[int, int]) -> Image.
     Raises:
         DataError: It cannot be read, or is of another size than its target.
     """
-    try:
-        photo = decode(path.read_bytes())
-    except (OSError, DecodeError) as error:
-        raise DataError(f"{path} cannot be read ({error}): fetch it again.") from error
+    photo = open_photo(path)
     if (photo.height, photo.width) != target_size:
         raise DataError(
             f"{target} has {target_size[1]} x {target_size[0]} pixels, {path} {photo.width} x {photo.height}: give "
             "targets of the photo's size."
         )
     return photo
+
+
+def open_photo(path: Path) -> Image.Image:
+    """A photo, RGB and upright.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        return decode(path.read_bytes())
+    except (OSError, DecodeError) as error:
+        raise DataError(f"{path} cannot be read ({error}): fetch it again.") from error
 
 
 @dataclass(frozen=True)

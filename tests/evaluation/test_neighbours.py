@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dinov2_zoo.evaluation.classification import neighbours
-from dinov2_zoo.evaluation.classification.neighbours import nearest
+from dinov2_zoo.evaluation import neighbours
+from dinov2_zoo.evaluation.neighbours import nearest
 
 
 def draw(count, seed, dim=16):
