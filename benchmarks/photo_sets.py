@@ -5,6 +5,8 @@ Makes, for set a (to choose settings on) and set b (to report):
     train      unlabelled pictures of about 256 px: whole photos and tiles of large ones
     heldout    the same of other photos
     labelled-* folders of labelled pictures, a class each; no class and no picture of one set is in the other
+and set all, the photos of both that are free, in more tiles, for a student that is to be used. What is kept out of a
+and b is kept out of it too.
 
 A photo is in one place only: the split is by scene, not by tile, and photos of one scene (a stereo pair, the same
 wallpaper twice, the same monument in two activities) stay together. Renders, drawings, paintings and test charts were
@@ -38,6 +40,9 @@ PACKAGES = (
     "tuxpaint-stamps-default",
 )
 SIDE = 256  # px, the short side of what is written
+TRAIN_TILES = {"a": 12, "b": 12, "all": 40}  # at most, of one photo
+HELDOUT_TILES = 3
+NOT_FREE = "python/foolbox/"  # its ImageNet samples keep their own terms
 FLAT = 12.0  # standard deviation of grey levels under which a tile shows nothing but sky or water
 
 WALLPAPERS = "usr/share/wallpapers/*/contents/images/"
@@ -307,8 +312,23 @@ def write_labelled(
     return len(names)
 
 
-def make(folder: Path, *, per_train: int = 12, per_heldout: int = 3, heldout_share: float = 0.25) -> dict[str, object]:
-    """Make both sets under `folder`, from scratch. Returns what `folder`/sets.json records."""
+def split(groups: list[list[str]], share: float = 0.25) -> tuple[list[list[str]], list[list[str]]]:
+    """Scenes for training and a share of them kept out, by a draw that depends on their names only."""
+    groups = sorted(groups, key=lambda group: hashlib.sha256(min(group).encode()).hexdigest())
+    kept = round(share * len(groups))
+    return groups[kept:], groups[:kept]
+
+
+def checksum(folder: Path) -> str:
+    """Of all pictures in a folder, names included."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.jpg")):
+        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def make(folder: Path) -> dict[str, object]:
+    """Make all sets under `folder`, from scratch. Returns what `folder`/sets.json records."""
     fetch(folder / "packages")
     pictures = all_pictures(folder / "packages")
     labels = {
@@ -322,32 +342,32 @@ def make(folder: Path, *, per_train: int = 12, per_heldout: int = 3, heldout_sha
     of = {name: side for side in "ba" for name in matching(pictures, PHOTOS[side])}
     images = {name: opened(pictures[name]) for name in [*of, *(n for n in labelled if n.endswith(".webp"))]}
     # A scene with a labelled photo gives no unlabelled one.
-    free = [[n for n in group if n in of] for group in scenes(images) if not any(name in labelled for name in group)]
+    free = [group for group in scenes(images) if not labelled.intersection(group)]
     if shared := [group for group in free if len({of[name] for name in group}) > 1]:
         raise SystemExit(f"These photos of both sets look alike: {shared}. Take one out of PHOTOS.")
+    sides = {side: split([group for group in free if of[group[0]] == side]) for side in "ab"}
+    sides["all"] = tuple(
+        [[n for n in group if not n.startswith(NOT_FREE)] for part in (sides["a"], sides["b"]) for group in part[which]]
+        for which in (0, 1)
+    )
     record: dict[str, object] = {}
-    for side in "ab":
+    for side, (train, heldout) in sides.items():
         shutil.rmtree(folder / side, ignore_errors=True)
-        own = [group for group in free if group and of[group[0]] == side]
-        own.sort(key=lambda group: hashlib.sha256(min(group).encode()).hexdigest())
-        kept = round(heldout_share * len(own))
-        heldout = write_photos(own[:kept], images, folder / side / "heldout", per_heldout)
-        train = write_photos(own[kept:], images, folder / side / "train", per_train)
-        found: dict[str, object] = {
-            "photos": {"train": len(own) - kept, "heldout": kept},
-            "pictures": {"train": len(train), "heldout": len(heldout)},
-        }
-        found |= {
+        tests = write_photos(heldout, images, folder / side / "heldout", HELDOUT_TILES)
+        count = len(write_photos(train, images, folder / side / "train", TRAIN_TILES[side]))
+        tasks = {
             f"labelled-{task}": {
-                label: write_labelled(names, pictures, folder / side / f"labelled-{task}" / label, heldout)
+                label: write_labelled(names, pictures, folder / side / f"labelled-{task}" / label, tests)
                 for label, names in classes.items()
             }
-            for task, classes in labels[side].items()
+            for task, classes in labels.get(side, {}).items()
         }
-        digest = hashlib.sha256()
-        for path in sorted((folder / side).rglob("*.jpg")):
-            digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
-        record[side] = found | {"sha256": digest.hexdigest()}
+        record[side] = {
+            "photos": {"train": sum(map(bool, train)), "heldout": sum(map(bool, heldout))},
+            "pictures": {"train": count, "heldout": len(tests)},
+            **tasks,
+            "sha256": checksum(folder / side),
+        }
     (folder / "sets.json").write_text(json.dumps(record, indent=1))
     return record
 

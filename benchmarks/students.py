@@ -53,9 +53,10 @@ class Row:
 
     name: str
     kind: str
-    """untrained, ours, lightly, proteus or teacher."""
+    """untrained, ours, lightly, proteus, folder or teacher."""
     options: tuple[str, ...] = ()
-    """Of `recipes/distill.py` or `students_proteus.py`; for lightly-train the method, then settings of its own."""
+    """Of `recipes/distill.py` or `students_proteus.py`; for lightly-train the method, then settings of its own;
+    for a folder its path."""
     tiny16: bool = False
     """timm's vit_tiny_patch16_224 instead of vitti14_reg4."""
     steps: int | None = None
@@ -177,6 +178,8 @@ def student(row: Row, folder: Path, seed: int, teacher: Encoder) -> Encoder:
     """The encoder that a row ends in."""
     if row.kind == "teacher":
         return teacher
+    if row.kind == "folder":
+        return open_encoder(row.options[0])
     if row.kind == "untrained" and row.tiny16:
         with seeded(seed):
             return TimmEncoder(lightly.timm.create_model(lightly.STUDENT, num_classes=0, img_size=SIZE))
@@ -202,7 +205,7 @@ def record(
     about = {"row": row.name, "kind": row.kind, "options": [*row.options], "before": [*row.before], "seed": seed}
     about |= {"budget": budget, "pictures": sha256}
     file = folder / f"seed-{seed}.json"
-    if file.exists() and (old := json.loads(file.read_text()))["about"] == about:
+    if row.kind != "folder" and file.exists() and (old := json.loads(file.read_text()))["about"] == about:
         return old
     folder.mkdir(parents=True, exist_ok=True)
     place, cost = folder / f"seed-{seed}", {}
@@ -272,7 +275,7 @@ def main() -> None:
         "--rows", nargs="+", default=[], metavar="WORD", help="only rows whose name has one of these words"
     )
     parser.add_argument("--ours", nargs="+", default=[], metavar="NAME=OPTIONS", help="more rows of recipes/distill.py")
-    parser.add_argument("--judge", metavar="FOLDER", help="measure this student and stop")
+    parser.add_argument("--judge", metavar="FOLDER", help="only this student, beside teacher and untrained")
     parser.add_argument("--runs", type=Path, default=Path("runs/students"))
     parser.add_argument("--cache", type=Path, default=Path(".cache"))
     options = parser.parse_args()
@@ -282,13 +285,13 @@ def main() -> None:
         photo_sets.make(sets)
     sha256 = json.loads((sets / "sets.json").read_text())[options.set]["sha256"]
     judge = Judge(sets / options.set, open_encoder(TEACHER))
+    rows = rows_of(options.rows, options.ours)
     if options.judge:
-        print(json.dumps(judge(open_encoder(options.judge)), indent=1))
-        return
+        rows = [ROWS[0], Row(options.judge, "folder", (options.judge,)), ROWS[-1]]
     folder = options.runs / f"{options.set}-{options.budget:.0f}"
     records: dict[Row, list[dict[str, float]]] = {}
-    for row in rows_of(options.rows, options.ours):
-        seeds = options.seeds if row.kind != "teacher" else options.seeds[:1]
+    for row in rows:
+        seeds = options.seeds[:1] if row.kind in ("folder", "teacher") else options.seeds
         place = folder / slug(row.name)
         records[row] = []
         for seed in seeds:
