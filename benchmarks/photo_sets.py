@@ -346,10 +346,11 @@ def make(folder: Path) -> dict[str, object]:
     if shared := [group for group in free if len({of[name] for name in group}) > 1]:
         raise SystemExit(f"These photos of both sets look alike: {shared}. Take one out of PHOTOS.")
     sides = {side: split([group for group in free if of[group[0]] == side]) for side in "ab"}
-    sides["all"] = tuple(
-        [[n for n in group if not n.startswith(NOT_FREE)] for part in (sides["a"], sides["b"]) for group in part[which]]
-        for which in (0, 1)
+    train, heldout = (
+        [[n for n in group if not n.startswith(NOT_FREE)] for group in [*sides["a"][part], *sides["b"][part]]]
+        for part in (0, 1)
     )
+    sides["all"] = train, heldout
     record: dict[str, object] = {}
     for side, (train, heldout) in sides.items():
         shutil.rmtree(folder / side, ignore_errors=True)

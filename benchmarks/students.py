@@ -99,7 +99,7 @@ class Training:
             teacher = lightly.write_teacher(TEACHER, self.cache / "lightly-train-teacher", SIZE)
             method, *more = row.options
             fixed = {"size": SIZE, "batch": BATCH, "steps": steps, "seed": seed}
-            return [[*lightly.arguments(command, method, self.train, folder, teacher, **fixed), *more]]
+            return [[str(command), *lightly.arguments(method, self.train, folder, teacher, **fixed), *more]]
         if row.kind == "proteus":
             options = {"teacher": TEACHER, "size": SIZE, "batch": BATCH, "steps": steps, "seed": seed}
             flags = [word for key, value in options.items() for word in (f"--{key}", str(value))]
@@ -125,6 +125,7 @@ class Training:
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         log = folder.with_suffix(".log")
+        log.unlink(missing_ok=True)
         environment = (
             os.environ | THREADS | {"LIGHTLY_TRAIN_MODEL_CACHE_DIR": str(self.cache / "lightly-train-teacher")}
         )
@@ -139,7 +140,7 @@ def filled(word: str, values: dict[str, str]) -> str:
 
 def cpu_seconds(command: list[str], environment: dict[str, str], log: Path) -> float:
     """Run; user and system time of the process and of all that it started and waited for."""
-    with log.open("w") as file:
+    with log.open("a") as file:
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(process.pid, 0)
     if process.returncode is None:
@@ -200,21 +201,21 @@ def slug(name: str) -> str:
 
 def record(
     row: Row, seed: int, budget: float, judge: Judge, folder: Path, cache: Path, sha256: str
-) -> dict[str, object]:
+) -> dict[str, float]:
     """Figures of one row and seed; from its file if the same was measured before."""
     about = {"row": row.name, "kind": row.kind, "options": [*row.options], "before": [*row.before], "seed": seed}
     about |= {"budget": budget, "pictures": sha256}
     file = folder / f"seed-{seed}.json"
     if row.kind != "folder" and file.exists() and (old := json.loads(file.read_text()))["about"] == about:
-        return old
+        return old["figures"]
     folder.mkdir(parents=True, exist_ok=True)
     place, cost = folder / f"seed-{seed}", {}
     if row.kind in ("ours", "lightly", "proteus"):
         steps, seconds = trained(Training(row, judge.folder / "train", cache), budget, place, seed)
         cost = {"steps": steps, "cpu_seconds": round(seconds, 1)}
-    new = {"about": about, "figures": {**cost, **judge(student(row, place, seed, judge.teacher))}}
-    file.write_text(json.dumps(new, indent=1))
-    return new
+    figures: dict[str, float] = {**cost, **judge(student(row, place, seed, judge.teacher))}
+    file.write_text(json.dumps({"about": about, "figures": figures}, indent=1))
+    return figures
 
 
 def with_shares(records: dict[Row, list[dict[str, float]]]) -> None:
@@ -295,7 +296,7 @@ def main() -> None:
         place = folder / slug(row.name)
         records[row] = []
         for seed in seeds:
-            found = record(row, seed, options.budget, judge, place, options.cache.resolve(), sha256)["figures"]
+            found = record(row, seed, options.budget, judge, place, options.cache.resolve(), sha256)
             records[row].append(found)
             print(f"{row.name}, seed {seed}: {json.dumps(found)}", flush=True)
     with_shares(records)

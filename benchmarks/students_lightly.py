@@ -60,9 +60,9 @@ def write_teacher(name: str, folder: Path, size: int) -> Path:
 
 
 def arguments(
-    command: Path, method: str, data: Path, out: Path, teacher: Path, *, size: int, batch: int, steps: int, seed: int
+    method: str, data: Path, out: Path, teacher: Path, *, size: int, batch: int, steps: int, seed: int
 ) -> list[str]:
-    """The command line of one training, at its defaults except for what all share; one thread, no worker processes."""
+    """What follows the command for one training: its defaults but for what all share, no worker processes."""
     epochs = 1 + steps // max(1, len(list(data.iterdir())) // batch)  # more than enough: steps end it
     settings = {
         "out": out,
@@ -82,7 +82,7 @@ def arguments(
         "seed": seed,
         "overwrite": "true",
     }
-    return [str(command), "pretrain", *(f"{key}={value}" for key, value in settings.items())]
+    return ["pretrain", *(f"{key}={value}" for key, value in settings.items())]
 
 
 def timm_student(weights: dict[str, Tensor], size: int) -> nn.Module:
