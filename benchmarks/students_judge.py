@@ -22,7 +22,7 @@ from dinov2_zoo.models.grid import resample_grid
 from dinov2_zoo.models.tokens import Tokens
 
 SIZE = 112  # px, of every picture: the size that all students are trained at
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 NEIGHBOURS = 5  # for classes of 5 to 35 objects
 TEMPERATURE = 0.07  # of the vote, as in DINOv2's k-NN
 FOLDS = 5
