@@ -5,6 +5,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from dinov2_zoo.training import session
+
 
 @contextmanager
 def stopped_after(steps, monkeypatch):
@@ -21,3 +23,22 @@ def stopped_after(steps, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         yield
     monkeypatch.setattr(torch.optim.AdamW, "step", original)
+
+
+@contextmanager
+def killed_after_step(step, monkeypatch):
+    """Within the block training must die once its last run has finished a step."""
+    whole = session.train
+
+    def until(runtime, lanes, batches, **more):
+        def die(state, _):
+            if state.step == step:
+                raise InterruptedError
+
+        lanes[-1].hooks = [*lanes[-1].hooks, die]
+        whole(runtime, lanes, batches, **more)
+
+    monkeypatch.setattr(session, "train", until)
+    with pytest.raises(InterruptedError):
+        yield
+    monkeypatch.setattr(session, "train", whole)

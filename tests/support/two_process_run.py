@@ -33,7 +33,6 @@ from dinov2_zoo.objectives.self_distillation import SelfDistillation
 from dinov2_zoo.training.checkpoints.find import newest_whole
 from dinov2_zoo.training.checkpoints.resume import load_checkpoint
 from dinov2_zoo.training.checkpoints.writer import CheckpointWriter
-from dinov2_zoo.training.loop import train
 from dinov2_zoo.training.runtime import Runtime
 from dinov2_zoo.training.state import TrainState
 
@@ -86,7 +85,9 @@ def scenario(runtime, kind, out):
     """Train; then again with a stop, a checkpoint and a restart half way. Rank 0 writes what came out."""
     lines = []
     state = start(runtime, kind)
-    train(runtime, state, batches(runtime), tiny_run.silent_log(STEPS), [lambda _, line: lines.append(dict(line))])
+    tiny_run.train(
+        runtime, state, batches(runtime), tiny_run.silent_log(STEPS), [lambda _, line: lines.append(dict(line))]
+    )
 
     broken = start(runtime, kind)
 
@@ -97,10 +98,10 @@ def scenario(runtime, kind, out):
             raise InterruptedError
 
     with contextlib.suppress(InterruptedError):
-        train(runtime, broken, batches(runtime), tiny_run.silent_log(STEPS), [stop])
+        tiny_run.train(runtime, broken, batches(runtime), tiny_run.silent_log(STEPS), [stop])
     resumed = start(runtime, kind)
     load_checkpoint(newest_whole(out / kind)[0], resumed)
-    train(runtime, resumed, batches(runtime, CUT), tiny_run.silent_log(STEPS))
+    tiny_run.train(runtime, resumed, batches(runtime, CUT), tiny_run.silent_log(STEPS))
     local = [t.to_local() if isinstance(t, DTensor) else t for t in resumed.tensors().values()]
     reference = [t.to_local() if isinstance(t, DTensor) else t for t in state.tensors().values()]
     resumed_equal = all(torch.equal(a, b) for a, b in zip(local, reference, strict=True))
@@ -135,7 +136,7 @@ def mishaps(runtime, out):
         seen.update({name: tensor.to_local().clone() for name, tensor in state.tensors().items() if "." in name})
 
     data = tiny_run.batches(STEPS, rank=runtime.rank, world=2)
-    not_finite = refused(lambda: train(runtime, state, data, tiny_run.silent_log(STEPS, out), [keep]))
+    not_finite = refused(lambda: tiny_run.train(runtime, state, data, tiny_run.silent_log(STEPS, out), [keep]))
     untouched = all(torch.equal(seen[n], t.to_local()) for n, t in state.tensors().items() if "." in n)
     told = runtime.gather([different, not_finite, untouched, state.step])
     if runtime.is_main:

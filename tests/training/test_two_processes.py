@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from dinov2_zoo.config import RuntimeConfig
 from dinov2_zoo.training.checkpoints.find import newest_whole
 from dinov2_zoo.training.checkpoints.resume import load_checkpoint
-from dinov2_zoo.training.loop import train
 from dinov2_zoo.training.runtime import Runtime
 
 SUPPORT = Path(__file__).resolve().parent.parent / "support"
@@ -94,7 +93,7 @@ def test_a_checkpoint_of_two_processes_continues_on_one(alone, together):
             state = two_process_run.start(runtime, "features")
             load_checkpoint(newest_whole(out / "features")[0], state)
             batches = two_process_run.batches(runtime, two_process_run.CUT)
-            train(runtime, state, batches, tiny_run.silent_log(two_process_run.STEPS))
+            tiny_run.train(runtime, state, batches, tiny_run.silent_log(two_process_run.STEPS))
             for name, tensor in runtime.full_state_dict(state.student).items():
                 torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-10)
     finally:
