@@ -48,14 +48,14 @@ def results(out, kind):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     out = tmp_path_factory.mktemp("alone")
-    two_process_run.main(out, "float64", *KINDS)
+    two_process_run.main(out, "float64", *KINDS, "several")
     return out
 
 
 @pytest.fixture(scope="module", params=["cpu.yaml", "fsdp.yaml"])
 def together(request, tmp_path_factory):
     kinds = KINDS if request.param == "cpu.yaml" else KINDS[:1]
-    return launch(tmp_path_factory.mktemp("pair") / "out", request.param, "float64", *kinds), kinds
+    return launch(tmp_path_factory.mktemp("pair") / "out", request.param, "float64", *kinds, "several"), kinds
 
 
 def test_two_processes_shard_and_equal_one(alone, together):
@@ -76,6 +76,16 @@ def test_two_processes_shard_and_equal_one(alone, together):
             torch.testing.assert_close(weights[name], expected[name], rtol=0, atol=1e-10, msg=f"{kind}: {name}")
         moved = expected["backbone.blocks.0.attn.qkv.weight"] - expected["ema.backbone.blocks.0.attn.qkv.weight"]
         assert moved.abs().max() > 1e-4, "the run did not train"
+
+
+def test_students_of_one_teacher_are_each_what_they_are_alone(alone, together):
+    facts, expected = (json.loads((out / "several.json").read_text()) for out in (together[0], alone))
+    assert facts["one_teacher"] and facts["sharded"] and not expected["sharded"]
+    for found in (facts, expected):  # bit for bit on as many processes
+        assert found["losses"] == found["losses_alone"] and found["equal_alone"] and found["resumed_equal"]
+    for mine, theirs in zip(facts["losses"], expected["losses"], strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-10) and len(mine) == two_process_run.STEPS
+    assert facts["losses"][0] != facts["losses"][1]
 
 
 def test_resuming_is_exact_alone_and_together(alone, together):
