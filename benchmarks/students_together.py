@@ -1,6 +1,6 @@
 """Three students of one teacher pass, against three runs: seconds of CPU of a training step, and their ratio.
 
-Run  python benchmarks/students_together.py                                     about 3 minutes on one CPU thread
+Run  python benchmarks/students_together.py                                     some 3 minutes of one CPU thread
      python benchmarks/students_together.py --width 1 --depth 1 --device cuda   the real sizes; not run by us on a GPU
 A ViT-g teaches ViT-S, B and L by features, through the training loop. On a CPU all networks are made smaller by the
 same factors in width and in depth, which leaves the shares of their operations as they are: they are printed for both.

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,12 +11,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from skimage import data as photos
-from stopped_training import killed_after_step
+from stopped_training import after_step, killed_after_step
 
 import dinov2_zoo
 from dinov2_zoo import Dinov2Model
 from dinov2_zoo.config import ModelConfig
-from dinov2_zoo.errors import CheckpointError, ConfigError, TrainingError
+from dinov2_zoo.errors import CheckpointError, ConfigError, Preempted, TrainingError
 from dinov2_zoo.models import zoo
 from dinov2_zoo.objectives.distillation import Distillation
 from dinov2_zoo.recipes import distill_arguments
@@ -47,14 +49,16 @@ def place(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def small_students(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def small_students():
     """Names of students that train in no time."""
-    monkeypatch.setitem(zoo.MODELS, "tiny14", ModelConfig(16, 2, 1, layer_scale=1.0))
-    monkeypatch.setitem(zoo.MODELS, "small14", ModelConfig(32, 3, 2, num_registers=4, layer_scale=1.0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(zoo.MODELS, "tiny14", ModelConfig(16, 2, 1, layer_scale=1.0))
+        patch.setitem(zoo.MODELS, "small14", ModelConfig(32, 3, 2, num_registers=4, layer_scale=1.0))
+        yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def distil(place):
     """Runs the recipe as a command line would."""
     from dinov2_zoo.recipes import distill
@@ -65,6 +69,14 @@ def distil(place):
         distill.launch(config, resume=arguments.resume)
 
     return call
+
+
+@pytest.fixture(scope="module")
+def undisturbed(distil, tmp_path_factory):
+    """Both students' runs, from beginning to end."""
+    runs = tmp_path_factory.mktemp("undisturbed")
+    distil(runs, "--students", *PAIR)
+    return runs
 
 
 def lines(run):
@@ -119,20 +131,34 @@ def resume():
     return call
 
 
-def test_killed_runs_go_on_together_or_each_alone(distil, resume, tmp_path, monkeypatch):
-    several = ("--students", *PAIR)
-    distil(tmp_path / "whole", *several)
+def test_killed_runs_go_on_together_or_each_alone(distil, resume, undisturbed, tmp_path, monkeypatch):
     with killed_after_step(5, monkeypatch):
-        distil(tmp_path / "killed", *several)
+        distil(tmp_path / "killed", "--students", *PAIR)
     shutil.copytree(tmp_path / "killed", tmp_path / "apart")
     # As if the kill had come while the second student's checkpoint was written: both go back to the one before.
     shutil.rmtree(tmp_path / "killed/x-small14/checkpoints/step-4")
-    distil(tmp_path / "killed", *several, "--resume")
+    distil(tmp_path / "killed", "--students", *PAIR, "--resume")
+    resume(tmp_path / "apart/x-tiny14")
+    assert_same_run(tmp_path / "apart/x-tiny14", undisturbed / "x-tiny14")
     for student in PAIR:
-        run = tmp_path / f"apart/x-{student}"
-        resume(run)
-        assert_same_run(run, tmp_path / f"whole/x-{student}")
-        assert_same_run(tmp_path / f"killed/x-{student}", tmp_path / f"whole/x-{student}")
+        assert_same_run(tmp_path / f"killed/x-{student}", undisturbed / f"x-{student}")
+
+
+def test_runs_told_to_stop_save_themselves_at_one_step(distil, undisturbed, tmp_path, monkeypatch):
+    stop = partial(signal.raise_signal, signal.SIGTERM)
+    with (
+        after_step(4, stop, monkeypatch),
+        pytest.raises(Preempted, match="SIGTERM received; saved at step 5 of 6, after which the same command"),
+    ):
+        distil(tmp_path, "--students", *PAIR)
+    for student in PAIR:
+        assert (tmp_path / f"x-{student}/checkpoints/step-5/manifest.json").is_file()
+        assert not (tmp_path / f"x-{student}/student").exists()
+    distil(tmp_path, "--students", *PAIR, "--resume")
+    for student in PAIR:
+        assert lines(tmp_path / f"x-{student}") == lines(undisturbed / f"x-{student}")
+        weights = [load_file(runs / f"x-{student}/student/model.safetensors") for runs in (tmp_path, undisturbed)]
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
 
 
 def test_runs_too_far_apart_are_left_as_they_are(distil, tmp_path, monkeypatch):
@@ -150,7 +176,7 @@ def test_runs_too_far_apart_are_left_as_they_are(distil, tmp_path, monkeypatch):
     assert kept == ["step-2", "step-4"]
 
 
-def test_a_student_that_diverges_ends_alone(distil, tmp_path, monkeypatch):
+def test_a_student_that_diverges_ends_alone(distil, undisturbed, tmp_path, monkeypatch):
     whole = Distillation.forward
 
     def spoilt(self, batch, taught=None):
@@ -158,7 +184,6 @@ def test_a_student_that_diverges_ends_alone(distil, tmp_path, monkeypatch):
         narrow = self.student.backbone.embed_dim == 16
         return {name: term * float("nan") for name, term in terms.items()} if narrow and batch.step == 3 else terms
 
-    distil(tmp_path / "sound", "--student=small14")
     monkeypatch.setattr(Distillation, "forward", spoilt)
     with pytest.raises(TrainingError, match="Step 3, not finite"):
         distil(tmp_path, "--students", *PAIR)
@@ -166,7 +191,7 @@ def test_a_student_that_diverges_ends_alone(distil, tmp_path, monkeypatch):
         not (tmp_path / "x-tiny14/student").exists() and len(lines(tmp_path / "x-tiny14")) == 4
     )  # one of them heldout
     assert (tmp_path / "x-tiny14/bad_batches/step-3.json").is_file()
-    assert_same_run(tmp_path / "x-small14", tmp_path / "sound/x")
+    assert_same_run(tmp_path / "x-small14", undisturbed / "x-small14")
 
 
 def test_settings_that_are_left_open_are_settled_once_for_all(distil, tmp_path, capsys):

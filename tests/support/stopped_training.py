@@ -26,19 +26,25 @@ def stopped_after(steps, monkeypatch):
 
 
 @contextmanager
-def killed_after_step(step, monkeypatch):
-    """Within the block training must die once its last run has finished a step."""
+def after_step(step, action, monkeypatch):
+    """Within the block something is done once the last of the runs that train has finished a step."""
     whole = session.train
 
-    def until(runtime, lanes, batches, **more):
-        def die(state, _):
-            if state.step == step:
-                raise InterruptedError
-
-        lanes[-1].hooks = [*lanes[-1].hooks, die]
+    def watched(runtime, lanes, batches, **more):
+        lanes[-1].hooks = [*lanes[-1].hooks, lambda state, _: action() if state.step == step else None]
         whole(runtime, lanes, batches, **more)
 
-    monkeypatch.setattr(session, "train", until)
-    with pytest.raises(InterruptedError):
-        yield
+    monkeypatch.setattr(session, "train", watched)
+    yield
     monkeypatch.setattr(session, "train", whole)
+
+
+@contextmanager
+def killed_after_step(step, monkeypatch):
+    """Within the block training must die after a step."""
+
+    def die():
+        raise InterruptedError
+
+    with after_step(step, die, monkeypatch), pytest.raises(InterruptedError):
+        yield
