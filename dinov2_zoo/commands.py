@@ -3,7 +3,7 @@
 Each imports what it needs when it is called, so that `dinov2-zoo --help` answers at once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,21 +20,23 @@ def distill(
     data: str | Path | None = None,
     *,
     student: str | None = None,
+    students: Sequence[str] | None = None,
     teacher: str | Path | None = None,
     resume: str | Path | None = None,
     **settings: Any,
-) -> "Dinov2Model | nn.Module":
+) -> "Dinov2Model | nn.Module | list[Dinov2Model | nn.Module]":
     """Distil a teacher into a student in this process, as `dinov2-zoo distill` does, and load what comes of it.
 
     Args:
         data: Training images: a folder, or another source that `--data` takes. None: the demo's photos and settings.
         student: A name of `list_models()`, or "timm:<name>".
+        students: Several in its place: the teacher is asked once for all.
         teacher: Hub id, folder or file.
         resume: As `--resume`: a run folder, "step-N", or "auto".
         settings: All other settings, nested or by dotted name: optim={"steps": 10} or **{"optim.steps": 10}.
 
     Returns:
-        The student, on the CPU and in evaluation mode; a timm network where it was one.
+        The student, on the CPU and in evaluation mode; a timm network where it was one. A list of `students`.
 
     Raises:
         ZooError: What the command would print; its message is the same.
@@ -42,18 +44,24 @@ def distill(
     from dinov2_zoo.arguments import as_options
 
     recipes, recipe = import_module("dinov2_zoo.recipes"), import_module("dinov2_zoo.recipes.distill")
-    named = {"data": data, "student": student, "teacher": teacher, "resume": resume}
+    several = None if students is None else list(students)
+    named = {"data": data, "student": student, "students": several, "teacher": teacher, "resume": resume}
     argv = as_options({name: value for name, value in named.items() if value is not None} | settings)
     config, arguments = recipes.distill_arguments(argv)
     recipe.launch(config, resume=arguments.resume)
-    released = Path(config.runs) / config.name / "student"
-    if config.student.startswith("timm:"):
+    released = [_load(one.student, one.folder / "student") for one in config.each()]
+    return released[0] if students is None else released
+
+
+def _load(name: str, folder: Path) -> "Dinov2Model | nn.Module":
+    """A released student."""
+    if name.startswith("timm:"):
         import timm
 
-        return timm.create_model(f"local-dir:{released}", pretrained=True).eval()
+        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     from dinov2_zoo.hub.model import Dinov2Model
 
-    return Dinov2Model.from_pretrained(released).eval()
+    return Dinov2Model.from_pretrained(folder).eval()
 
 
 def status(run: Path) -> None:

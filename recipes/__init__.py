@@ -16,6 +16,7 @@ distill_arguments = partial(
     position="data",
     default_config=PRESETS / "demo.yaml",
     own_data_config=PRESETS / "own_images.yaml",
+    either=("student", "students"),
 )
 """Parses the command line of `distill.py`."""
 

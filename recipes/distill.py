@@ -3,6 +3,7 @@
 Paper     Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Supervision", section 5.
 Try it    dinov2-zoo distill: a ViT-S/14 into a ViT-Ti/14 on the photos of three Python packages, minutes on 2 CPU cores
 Your own  dinov2-zoo distill PHOTOS --student vits14_reg4
+          dinov2-zoo distill PHOTOS --students vitti14 vits14: several at once, the teacher is asked once for all
 Presets   --config FILE, from recipes/configs/: demo.yaml (read without images), own_images.yaml (read with images) or
           paper_vits14.yaml; further options override it.
 Result    runs/<name>/student loads with Dinov2Model, timm and transformers; runs/<name>/report.html shows it.
@@ -29,21 +30,24 @@ from dinov2_zoo.data.loader import train_loader
 from dinov2_zoo.data.sources import describe, open_source
 from dinov2_zoo.evaluation.distilled.heldout import Examiner, StudentMetrics, load_images
 from dinov2_zoo.evaluation.table import terminal_table
-from dinov2_zoo.hub.build import build_distillation
+from dinov2_zoo.hub.build import build_distillations
 from dinov2_zoo.hub.student import save_student
 from dinov2_zoo.initialisation.projector import fit_projector
 from dinov2_zoo.initialisation.student import first_weights
 from dinov2_zoo.models.students import TimmStudent
+from dinov2_zoo.objectives.distillation import Distillation
 from dinov2_zoo.progress import progress, track
 from dinov2_zoo.reports.distillation import distillation_report, distillation_table
 from dinov2_zoo.training.plan import announce, check_run, hardware, settle
 from dinov2_zoo.training.run_folder import claim_run_folder
 from dinov2_zoo.training.runtime import Runtime
-from dinov2_zoo.training.session import train_run
+from dinov2_zoo.training.session import Run, train_runs
+
+Stages = dict[str, StudentMetrics]
 
 
 def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> None:
-    """The run: settle, measure, start, measure, train, measure, release."""
+    """The run, or those of several students: settle, measure, start, measure, train, measure, release."""
     say = Console(soft_wrap=True).print if runtime.is_main else (lambda *_, **__: None)
     # ---- images and settings
     source, heldout = open_images(config.data, config.evaluation.heldout)
@@ -54,15 +58,20 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
         images, heldout = split_heldout(source, evaluation.heldout_count, config.runtime.seed)
     labelled = open_source(evaluation.labelled) if evaluation.labelled else None
     with runtime.main_first():
-        module = runtime.place(build_distillation(config))
+        modules = [runtime.place(module) for module in build_distillations(config)]
     read = functools.partial(train_loader, images, config.crops, rank=runtime.rank, world_size=runtime.world_size)
-    finishing = functools.partial(module.finishing, config.finish, config.crops.global_size, seed=config.runtime.seed)
-    if not (config.folder / "config.json").exists():
+    finishing = functools.partial(
+        modules[0].finishing, config.finish, config.crops.global_size, seed=config.runtime.seed
+    )
+    if not any((one.folder / "config.json").exists() for one in config.each()):
         one = functools.partial(read, seed=config.runtime.seed, steps=1)
-        config, seconds = settle(asked, config, runtime, module, one, images=len(images), stage=finishing(steps=1))
-        kept = len(heldout) if heldout else 0
+        config, seconds = settle(asked, config, runtime, modules, one, images=len(images), stage=finishing(steps=1))
+        kept = 0 if heldout is None else len(heldout)
         say(announce(config, describe(source), train=len(images), heldout=kept, seconds=seconds))
-    evaluation, folder, module.stage = config.evaluation, config.folder, finishing(steps=config.optim.steps)
+    evaluation, configs = config.evaluation, config.each()
+    stage = finishing(steps=config.optim.steps)
+    for module in modules:
+        module.stage = stage
     batches = functools.partial(read, config.loader, accumulate=config.optim.accumulate)
 
     def some_batches(count: int, what: str) -> Iterable[Batch]:
@@ -78,46 +87,60 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
         fit_batches=lambda: some_batches(evaluation.fit_images, "Comparing student and teacher"),
     )
     if runtime.is_main:
-        claim_run_folder(folder, to_dict(config))
+        for one in configs:
+            claim_run_folder(one.folder, to_dict(one))
     runtime.barrier()
 
     # ---- before: as drawn, and as it starts. All of it follows from the seed, so a resumed run repeats it.
-    def measure_start() -> StudentMetrics:
+    def measure_start(module: Distillation) -> StudentMetrics:
         if config.objective.kind == "features":
             fits = some_batches(evaluation.fit_images, "Comparing student and teacher")
             fit_projector(module, fits, device=runtime.device, autocast=runtime.autocast)
         return examine(module)
 
-    stages = {"random" if config.init in INITS else "before": measure_start()}
-    if config.init in ("fitted", "selected") and not isinstance(module.student.backbone, TimmStudent):
-        some = some_batches(config.init_images, "Reading images for the student's first weights")
-        blocks = len(module.student.backbone.blocks)
-        with progress("Fitting the student's first weights", blocks, console=runtime.console) as advance:
-            first_weights(module, config.init, some, runtime.autocast, on_block=lambda *_: advance())
-        stages["start"] = measure_start()
+    def start(module: Distillation, student: str) -> Stages:
+        stages: Stages = {"random" if config.init in INITS else "before": measure_start(module)}
+        if config.init in ("fitted", "selected") and not isinstance(module.student.backbone, TimmStudent):
+            some = some_batches(config.init_images, f"Reading images for the first weights of {student}")
+            blocks = len(module.student.backbone.blocks)
+            with progress(f"Fitting the first weights of {student}", blocks, console=runtime.console) as advance:
+                first_weights(module, config.init, some, runtime.autocast, on_block=lambda *_: advance())
+            stages["start"] = measure_start(module)
+        return stages
+
+    stages = [start(module, one.network) for module, one in zip(modules, configs, strict=True)]
 
     # ---- training
-    def measure() -> dict[str, float]:
-        return examine(module).scalars()
-
-    stream = functools.partial(batches, stage=module.stage)
-    train_run(config, runtime, folder, module, stream, images=len(images), resume=resume, measure=measure)
+    measures = [lambda module=module: examine(module).scalars() for module in modules]
+    runs = [Run(*parts) for parts in zip(configs, modules, measures, strict=True)]
+    stream = functools.partial(batches, stage=stage)
+    lanes = train_runs(runs, runtime, stream, images=len(images), resume=resume)
 
     # ---- after: the average is what is released
-    stages["trained"] = examine(module)
+    for one, module, lane, measured in zip(configs, modules, lanes, stages, strict=True):
+        if lane.error is None:
+            measured["trained"] = examine(module)
+            release(one, runtime, module, measured, examine)
+    if error := next((lane.error for lane in lanes if lane.error), None):
+        raise error
+
+
+def release(config: DistillConfig, runtime: Runtime, module: Distillation, stages: Stages, examine: Examiner) -> None:
+    """Write a trained student and its report into its run folder, and show its table."""
+    folder = config.folder
     table = distillation_table(stages, examine, module, metrics=folder / "metrics.jsonl")
     weights = runtime.full_state_dict(module.ema)
     if runtime.is_main:
         save_student(folder / "student", module, weights)
-        distillation_report(folder, table, stages, examine, pictures=evaluation.pictures)
-        say(terminal_table(table))
-        say(f"Student   {folder}/student\nReport    {folder}/report.html\nPictures  {folder}/features.jpg")
+        distillation_report(folder, table, stages, examine, pictures=config.evaluation.pictures)
+        places = f"Student   {folder}/student\nReport    {folder}/report.html\nPictures  {folder}/features.jpg"
+        Console(soft_wrap=True).print(terminal_table(table), places, sep="\n")
 
 
 def launch(config: DistillConfig, *, resume: str | None) -> None:
     """Check the run folder, run."""
     config = check_run(config, resume=resume)
-    with Runtime(config.runtime, trackers=config.log.trackers, run_dir=config.folder) as runtime:
+    with Runtime(config.runtime, trackers=config.log.trackers, run_dir=config.each()[0].folder) as runtime:
         distil(config, runtime, resume=resume)
 
 

@@ -36,7 +36,7 @@ from dinov2_zoo.reports.pretraining import pretraining_report, pretraining_table
 from dinov2_zoo.training.plan import announce, check_run, hardware, settle
 from dinov2_zoo.training.run_folder import claim_run_folder
 from dinov2_zoo.training.runtime import Runtime
-from dinov2_zoo.training.session import train_run
+from dinov2_zoo.training.session import Run, train_runs
 
 
 def pretrain(config: PretrainConfig, runtime: Runtime, *, resume: str | None) -> None:
@@ -61,7 +61,7 @@ def pretrain(config: PretrainConfig, runtime: Runtime, *, resume: str | None) ->
     folder = config.folder
     if not (folder / "config.json").exists():
         one = functools.partial(read, seed=config.runtime.seed, steps=1)
-        config, seconds = settle(asked, config, runtime, module, one, images=len(images))
+        config, seconds = settle(asked, config, runtime, [module], one, images=len(images))
         module.config = config.self_distillation
         say(announce(config, describe(images), train=len(images), heldout=0, seconds=seconds))
     batches = functools.partial(read, config.loader, accumulate=config.optim.accumulate)
@@ -84,7 +84,7 @@ def pretrain(config: PretrainConfig, runtime: Runtime, *, resume: str | None) ->
     stages = {"start": measure()}
 
     # ---- training
-    train_run(config, runtime, folder, module, batches, images=len(images), resume=resume, measure=measure)
+    train_runs([Run(config, module, measure)], runtime, batches, images=len(images), resume=resume)
 
     # ---- after: the average is the teacher
     stages["trained"] = measure()

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from skimage import data as photos
+from stopped_training import killed_after_step
 
 from dinov2_zoo import Dinov2Model
 from dinov2_zoo.arguments import parse
 from dinov2_zoo.config import DistillConfig, PretrainConfig
 from dinov2_zoo.errors import CheckpointError, ConfigError
 from dinov2_zoo.hub.build import build_self_distillation
-from dinov2_zoo.training import session
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = "--crops.global_size 56 --crops.local_size 28 --crops.local_count 2 --loader.batch_size 6 --loader.workers 0"
@@ -98,19 +98,8 @@ def test_an_interrupted_pretraining_goes_on_bit_for_bit(recipes, teacher, monkey
     folder, config = teacher
     argv = {"runs": str(tmp_path), "name": "again"}
     config = type(config)(**{**{n: getattr(config, n) for n in config.__dataclass_fields__}, **argv})
-    whole = session.train
-
-    def until_two(runtime, state, batches, log, hooks, **more):
-        def stop(state, _):
-            if state.step == 2:
-                raise InterruptedError
-
-        whole(runtime, state, batches, log, [*hooks, stop], **more)
-
-    monkeypatch.setattr(session, "train", until_two)
-    with pytest.raises(InterruptedError):
+    with killed_after_step(2, monkeypatch):
         recipes["pretrain"].launch(config, resume=None)
-    monkeypatch.undo()
     recipes["pretrain"].launch(config, resume="auto")
     for file in ("model.safetensors", "heads.safetensors"):
         expected, got = load_file(folder / "teacher" / file), load_file(tmp_path / "again/teacher" / file)

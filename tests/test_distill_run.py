@@ -15,13 +15,13 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file
 from skimage import data as photos
+from stopped_training import killed_after_step
 
 import dinov2_zoo
 from dinov2_zoo import Dinov2Model
 from dinov2_zoo.arguments import parse
 from dinov2_zoo.config import DistillConfig, ModelConfig
 from dinov2_zoo.errors import ConfigError
-from dinov2_zoo.training import session
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = (
@@ -113,26 +113,17 @@ def launch():
 
 
 def test_an_interrupted_run_goes_on_bit_for_bit(launch, place, run, tmp_path, monkeypatch):
-    whole, sides = session.train, []
+    sides = []
 
-    def interrupted(runtime, state, batches, log, hooks, **more):
-        def stop(state, _):
-            if state.step == 3:  # one step after its checkpoint, and after the finishing stage's first
-                raise InterruptedError
+    def seen(batches):
+        for batch in batches:
+            sides.append(batch.global_crops.shape[-1])
+            yield batch
 
-        def seen():
-            for batch in batches:
-                sides.append(batch.global_crops.shape[-1])
-                yield batch
-
-        assert state.module.stage.first == 2
-        whole(runtime, state, seen(), log, [*hooks, stop], **more)
-
-    monkeypatch.setattr(session, "train", interrupted)
-    with pytest.raises(InterruptedError):
+    # One step after its checkpoint, and after the finishing stage's first.
+    with killed_after_step(3, monkeypatch, seen=seen):
         launch(options(place, tmp_path, "one"))
     assert sides == [56, 56, 84] and not (tmp_path / "one/student").exists()
-    monkeypatch.setattr(session, "train", whole)
     launch(options(place, tmp_path, "one"), resume="auto")
     for file in ("model.safetensors", "projector.safetensors"):
         expected, got = load_file(run[0] / "student" / file), load_file(tmp_path / "one/student" / file)

@@ -35,6 +35,7 @@ def parse(
     default_config: Path | None = None,
     own_data_config: Path | None = None,
     resumes: bool = True,
+    either: tuple[str, str] | None = None,
 ) -> tuple[T, Arguments]:
     """Parse a command line into a checked configuration; `--help` prints and exits.
 
@@ -46,6 +47,7 @@ def parse(
         default_config: YAML file read first, unless `--config` names another or `--resume` a run.
         own_data_config: The same where data are named: the default is then a demo with images of its own.
         resumes: Offer `--resume`.
+        either: Two options that say the same in two ways, one thing and several: a command line may have one of them.
 
     Returns:
         The configuration, and the arguments that are not part of it.
@@ -60,6 +62,8 @@ def parse(
     parser = config_parser(config_class, usage=usage, resumes=resumes)
     options, alone = sorted_words(sys.argv[1:] if argv is None else argv, parser)
     options += placed(alone, options, position, command)
+    if either and all(any(option.startswith(f"--{name}=") for option in options) for name in either):
+        raise ConfigError(f"--{either[0]} and --{either[1]} both say what to train: leave one out.")
     topic, asked = take(options, "--help"), take(options, "--resume") if resumes else None
     resume, run = resumed(asked, config_class) if asked is not None else (None, {})
 
@@ -70,7 +74,8 @@ def parse(
     preset = own_data_config if own_data else default_config
     about = abstract(script) if script else ""
     if run:
-        if other := next((o for o in options if o.startswith(("--name=", "--runs="))), None):
+        apart = ("--name=", "--runs=", *([f"--{either[1]}="] if either else []))
+        if other := next((o for o in options if o.startswith(apart)), None):
             raise ConfigError(f"--resume {asked} names the run already, and {other} another: leave one out.")
         files.insert(0, f"--config={json.dumps(run)}")
         options += as_options({"runs": run["runs"], "name": run["name"]})

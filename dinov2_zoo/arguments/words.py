@@ -1,7 +1,9 @@
 """The words of a command line: options with their values, and words that stand alone."""
 
+import json
 import re
 from collections.abc import Sequence
+from typing import get_args, get_origin
 
 import jsonargparse
 
@@ -12,6 +14,8 @@ YES_OR_NO = ("true", "false", "yes", "no")
 
 def sorted_words(argv: Sequence[str], parser: jsonargparse.ArgumentParser) -> tuple[list[str], list[str]]:
     """Tell options from words that stand alone; a yes-or-no option without a value means yes.
+
+    An option that takes a list takes all words up to the next option, or one that is a list already, "[a, b]".
 
     Args:
         argv: As typed.
@@ -35,8 +39,16 @@ def sorted_words(argv: Sequence[str], parser: jsonargparse.ArgumentParser) -> tu
         if name not in actions and (plain := "--" + name[2:].replace("-", "_")) in actions:  # --batch-size
             name, word = plain, f"{plain}{equals}{value}"
         action = actions.get(name)
-        yes_or_no = getattr(action, "_typehint", None) is bool
-        if equals:
+        kind = getattr(action, "_typehint", None)
+        yes_or_no = kind is bool
+        if get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis:
+            values = [value] if equals else []
+            while not equals and words and _is_value(words[0], False):
+                values.append(words.pop(0))
+            whole = len(values) == 1 and values[0].startswith("[")
+            parts = [part for text in values for part in text.split(",") if part]
+            options.append(f"{name}={values[0] if whole else json.dumps(parts)}" if values else name)
+        elif equals:
             options.append(word)
         elif words and _is_value(words[0], yes_or_no) and name != "--print_config" and getattr(action, "nargs", 1) != 0:
             options.append(f"{name}={words.pop(0)}")

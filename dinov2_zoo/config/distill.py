@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dinov2_zoo.config.auto import AUTO, AutoInt, at_least, is_auto
 from dinov2_zoo.config.checks import check
 from dinov2_zoo.config.data import FinishConfig
 from dinov2_zoo.config.objective import HeadConfig, ObjectiveConfig
-from dinov2_zoo.config.run import RunConfig
+from dinov2_zoo.config.run import RunConfig, run_name
 from dinov2_zoo.config.training import AgreementConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 INITS = ("fitted", "selected", "random")
 """Ways to the first weights; any other value of `init` is a path or Hub id."""
@@ -27,6 +32,9 @@ class DistillConfig(RunConfig):
     teacher; "random" draws untrained heads (a baseline, not a recipe)."""
     student: str = "vits14_reg4"
     """Student: a name of `dinov2_zoo.list_models()`, or `timm:<name>` for any timm model (features only)."""
+    students: tuple[str, ...] = ()
+    """Several students in place of one: the teacher is asked once for all, and each comes out as from a run of its own,
+    in its own folder, <name>-<student>. They train side by side, so that memory must hold all."""
     init: str = "fitted"
     """Student's first weights. "fitted": its teacher in fewer dimensions, layer by layer in closed form, half a minute
     on the demo; "selected": a subset of the teacher's weights; "random" (timm students: always random); or the folder
@@ -49,9 +57,29 @@ class DistillConfig(RunConfig):
         super().__post_init__()
         check(at_least(self.init_images, 1), "init_images must be at least 1.")
         check(
-            not (self.student.startswith("timm:") and self.objective.kind == "prototypes"),
+            not (any(s.startswith("timm:") for s in self.names) and self.objective.kind == "prototypes"),
             "a timm student has no masked-image head to match prototypes with: use --objective.kind features.",
         )
+        twice = sorted({student for student in self.students if self.students.count(student) > 1})
+        check(not twice, f"students names {', '.join(twice)} more than once: name each student once.")
+        check(
+            not self.students or self.init in INITS,
+            f"init {self.init} is one student, and students names others: leave one out.",
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All students."""
+        return self.students or (self.student,)
+
+    def each(self) -> Sequence[Self]:
+        """The configuration of each student's own run."""
+        if not self.students:
+            return super().each()
+        alone = [replace(self, student=student, students=()) for student in self.students]
+        if is_auto(self.name):
+            return [one.each()[0] for one in alone]
+        return [replace(one, name=f"{self.name}-{run_name(one.student)}") for one in alone]
 
         check(
             self.finish.share == 0 or self.objective.kind == "features",

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dinov2_zoo.config.auto import AUTO, is_auto, seconds
 from dinov2_zoo.config.checks import check
 from dinov2_zoo.config.data import CropConfig, LoaderConfig
 from dinov2_zoo.config.training import CheckpointConfig, EvaluationConfig, LogConfig, OptimConfig, RuntimeConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -67,9 +73,18 @@ class RunConfig:
         if not is_auto(self.name):
             return Path(self.runs) / self.name
         parts = [self.network, Path(self.data.removeprefix("package:").split("/train")[0]).stem]
-        return Path(self.runs) / "-".join(re.sub(r"[^\w.]+", "-", part).strip("-.") for part in parts if part)
+        return Path(self.runs) / run_name(*parts)
+
+    def each(self) -> Sequence[Self]:
+        """The configuration of each run that this one stands for, as if it were asked for alone, with its name."""
+        return [dataclasses.replace(self, name=self.folder.name) if is_auto(self.name) else self]
 
     def check_patch(self, patch: int) -> None:
         """Raise ConfigError unless crops and evaluated images divide into patches of `patch` pixels."""
         self.crops.check_patch(patch)
         self.evaluation.check_patch(patch)
+
+
+def run_name(*parts: str) -> str:
+    """Words as the name of a folder: what is no letter, digit or full stop becomes a hyphen."""
+    return "-".join(re.sub(r"[^\w.]+", "-", part).strip("-.") for part in parts if part)

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import torch
+
 from dinov2_zoo.config import DistillConfig, PretrainConfig, all_problems
 from dinov2_zoo.config.distill import INITS
 from dinov2_zoo.hub.model import Dinov2Model
@@ -9,7 +11,7 @@ from dinov2_zoo.hub.teacher import heads_beside, load_teacher, load_teacher_with
 from dinov2_zoo.initialisation.selected import check_fits
 from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.heads import FeatureProjector, PrototypeHead
-from dinov2_zoo.models.students import TimmStudent, build_student
+from dinov2_zoo.models.students import TimmStudent, build_student, check_student
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.models.zoo import model_config
 from dinov2_zoo.objectives.distillation import Distillation
@@ -17,13 +19,28 @@ from dinov2_zoo.objectives.self_distillation import SelfDistillation
 from dinov2_zoo.weights.heads import load_heads
 
 
-def build_distillation(config: DistillConfig) -> Distillation:
-    """Teacher, student with random or earlier weights, and the objective between them."""
+def build_distillations(config: DistillConfig) -> list[Distillation]:
+    """One module for each student, all with the same teacher."""
+    for name in config.names if config.init in INITS else ():
+        check_student(name)  # before a teacher of gigabytes is fetched
+    found: list[Distillation] = []
+    for one in config.each():
+        found.append(build_distillation(one, found[0].teacher if found else None))
+    return found
+
+
+def build_distillation(config: DistillConfig, teacher: Branch | None = None) -> Distillation:
+    """Teacher (read, unless it is given), student with random or earlier weights, and the objective between them."""
+    prototypes = config.objective.kind == "prototypes"
+    if teacher is None and prototypes:
+        teacher = load_teacher_with_heads(config.teacher, config.heads, dino=config.dino_head, ibot=config.ibot_head)
+    elif teacher is None:
+        teacher = load_teacher(config.teacher)
+    torch.manual_seed(config.runtime.seed)  # a student is drawn alike whatever was drawn before it
     size, earlier = config.crops.global_size, None if config.init in INITS else config.init
     student = Dinov2Model.from_pretrained(earlier, img_size=size) if earlier else build_student(config.student, size)
     dim = student.embed_dim
-    if config.objective.kind == "prototypes":
-        teacher = load_teacher_with_heads(config.teacher, config.heads, dino=config.dino_head, ibot=config.ibot_head)
+    if prototypes:
         assert teacher.dino is not None and teacher.ibot is not None
         dino = PrototypeHead(dim, replace(config.dino_head, prototypes=teacher.dino.count))
         ibot = PrototypeHead(dim, replace(config.ibot_head, prototypes=teacher.ibot.count))
@@ -31,7 +48,6 @@ def build_distillation(config: DistillConfig) -> Distillation:
             dino, ibot = load_heads(file, dim, student.state_dict())
         branch = Branch(student, dino=dino, ibot=ibot)
     else:
-        teacher = load_teacher(config.teacher)
         if isinstance(student, TimmStudent) and config.crops.local_count:
             student.try_size(config.crops.local_size, "set --crops.local_count 0")
         kind = config.objective.features.projector

@@ -34,6 +34,22 @@ def build_student(name: str, img_size: int) -> "VisionTransformer | TimmStudent"
     return VisionTransformer(replace(model_config(name), img_size=img_size))
 
 
+def check_student(name: str) -> None:
+    """Raise unless there is such a student; builds nothing.
+
+    Raises:
+        ConfigError: There is no such model; the nearest is named.
+    """
+    if not name.startswith(TIMM):
+        model_config(name)
+        return
+    name = name.removeprefix(TIMM)
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
+        hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()."
+        raise ConfigError(f"timm has no model `{name}`: {hint}")
+
+
 class TimmStudent(nn.Module):
     """A timm network whose outputs bear our names, so that it can be distilled by features.
 
@@ -139,10 +155,7 @@ class TimmStudent(nn.Module):
 
 def _create(name: str, img_size: int) -> nn.Module:
     """The network with random weights and no classifier, at this image size where it has one."""
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
-        hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()."
-        raise ConfigError(f"timm has no model `{name}`: {hint}")
+    check_student(TIMM + name)
     # Transformers have positions for one size and may resample them; convolutional networks know no size.
     for options in ({"img_size": img_size, "dynamic_img_size": True}, {"img_size": img_size}, {}):
         try:

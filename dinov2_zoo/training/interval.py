@@ -1,14 +1,11 @@
 """The steps between two lines of the log: means of their losses, their pace, and what they waited for."""
 
 import statistics
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from dinov2_zoo.data.batch import Batch
-from dinov2_zoo.errors import TrainingError
 from dinov2_zoo.training.runtime import Runtime
 
 
@@ -23,19 +20,6 @@ class Interval:
         self._durations: list[float] = []
         self._waited = 0.0
 
-    def next_batch(self, stream: Iterator[Batch], when: str) -> Batch:
-        """The next micro-batch of a stream; the wait for it is noted.
-
-        Raises:
-            TrainingError: There is none; `when` says in its message how far the run has come.
-        """
-        asked = time.perf_counter()
-        batch = next(stream, None)
-        self._waited += time.perf_counter() - asked
-        if batch is None:
-            raise TrainingError(f"The data ended at {when}: give more, or fewer steps.")
-        return batch
-
     def add_terms(self, micro_batches: Sequence[Mapping[str, Tensor]]) -> None:
         """Note the loss terms of an update, one mapping per micro-batch."""
         for terms in micro_batches:
@@ -43,9 +27,10 @@ class Interval:
                 self._totals[name] = self._totals.get(name, 0) + term.double() / len(micro_batches)
         self._updates += 1
 
-    def add_step(self, seconds: float) -> None:
-        """Note how long a step took, one that was left out too."""
+    def add_step(self, seconds: float, waited: float = 0.0) -> None:
+        """Note how long a step took, one that was left out too, and how long of that it waited for its batches."""
         self._durations.append(seconds)
+        self._waited += waited
 
     def means(self, runtime: Runtime) -> dict[str, float]:
         """Each term's mean over the updates and over processes; empty where every step was left out."""

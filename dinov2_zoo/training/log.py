@@ -51,7 +51,7 @@ class RunLog:
         self.main = main
         self.skipped = 0
         self._track = track
-        self._start = start
+        self.start = start
         self._console = console or Console(stderr=True)
         self._said = -math.inf
         self._bar: tuple[Progress, TaskID] | None = None
@@ -64,7 +64,7 @@ class RunLog:
         wanted = self.main and self.config.progress and self._console.is_interactive
         if wanted and self._open.enter_context(the_only_bar()):
             bar = progress_bar(self._console, total=self.steps)
-            self._bar = bar, bar.add_task("Training", total=self.steps, completed=self._start, numbers="")
+            self._bar = bar, bar.add_task("Training", total=self.steps, completed=self.start, numbers="")
             self._open.enter_context(bar)
         return self
 

@@ -3,8 +3,9 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -17,6 +18,7 @@ from dinov2_zoo.config.settle import Cost, Hardware, adopt, settle_length
 from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.data.finishing import FinishingStage, resized
 from dinov2_zoo.progress import duration
+from dinov2_zoo.training.lane import ask_teacher
 from dinov2_zoo.training.run_folder import check_run_folder
 from dinov2_zoo.training.runtime import Runtime
 
@@ -31,24 +33,26 @@ STATE = 16
 
 
 def check_run(config: C, *, resume: str | None) -> C:
-    """Check the run folder, before anything else is done.
+    """Check the run folder, or those of all students, before anything else is done.
 
     Args:
         config: As asked for.
-        resume: Go on with the run that the folder holds.
+        resume: Go on with the runs that the folders hold.
 
     Returns:
-        The configuration; what it leaves open is as it was in the run to be resumed.
+        The configuration; what it leaves open is as it was in the runs to be resumed.
 
     Raises:
-        ConfigError: The folder holds another run, is not a run, or was made with other settings.
+        ConfigError: A folder holds another run, is not a run, or was made with other settings.
     """
-    if is_auto(config.name):
-        config = replace(config, name=config.folder.name)
-    record = config.folder / "config.json"
-    if resume and record.is_file():
-        config = adopt(config, json.loads(record.read_text())["config"])
-    check_run_folder(config.folder, to_dict(config), resume=resume)
+    if len(config.each()) == 1:
+        (config,) = config.each()
+    records = [one.folder / "config.json" for one in config.each()]
+    if resume and (record := next(filter(Path.is_file, records), None)):
+        settings = json.loads(record.read_text())["config"]
+        config = adopt(config, {name: value for name, value in settings.items() if name != "name"})
+    for one in config.each():
+        check_run_folder(one.folder, to_dict(one), resume=resume)
     return config
 
 
@@ -61,19 +65,20 @@ def settle(
     asked: C,
     config: C,
     runtime: Runtime,
-    module: nn.Module,
+    modules: Sequence[nn.Module],
     batches: Callable[..., Iterable[Batch]],
     *,
     images: int,
     stage: FinishingStage | None = None,
 ) -> tuple[C, float]:
-    """Measure a few passes of a module on real crops and settle all that follows. Every process must call it.
+    """Measure a few passes of some modules on real crops and settle all that follows. Every process must call it.
 
     Args:
         asked: The configuration as asked for.
         config: From `settle_data`.
         runtime: Where the run is.
-        module: Maps a batch to loss terms; on its device, not yet sharded. It is left as it was.
+        modules: Of the runs that share each step. Each maps a batch to loss terms; on its device, not yet sharded. They
+            are left as they were.
         batches: Reads this process's batches as a loader's settings say, and perhaps a `stage`.
         images: To train on.
         stage: The finishing stage, if there is one; only its sides count.
@@ -90,58 +95,71 @@ def settle(
         return batch, (time.perf_counter() - started) / count
 
     batch, decode = read()
-    cost, finish = measure(runtime, module, batch, decode=decode), None
+    cost, finish = measure(runtime, modules, batch, decode=decode), None
     if stage is not None:
         # Student and teacher draw their sides apart, and each costs what its own takes: the mean over pairs of equal
         # sides is that over all pairs.
         batch, decode = read(stage=replace(stage, first=0))
-        costs = [measure(runtime, module, resized(batch, side), decode=decode) for side in stage.sides]
+        costs = [measure(runtime, modules, resized(batch, side), decode=decode) for side in stage.sides]
         times = {name: sum(getattr(c, name) for c in costs) / len(costs) for name in ("train", "forward", "decode")}
         finish = Cost(**times, memory=max(c.memory for c in costs), free=min(c.free for c in costs))
     config, seconds = settle_length(asked, config, images, cost, hardware(runtime), finish=finish)
     return replace(config, runtime=replace(config.runtime, precision=runtime.precision)), seconds
 
 
-def measure(runtime: Runtime, module: nn.Module, batch: Batch, *, decode: float) -> Cost:
+def measure(runtime: Runtime, modules: Sequence[nn.Module], batch: Batch, *, decode: float) -> Cost:
     """What an image costs: the slowest process's times, the least memory that one has.
 
     Activation checkpointing is not switched on yet: with it, a step takes less memory and a third more time than told.
 
     Args:
         runtime: Where the run is.
-        module: As for `settle`.
+        modules: As for `settle`.
         batch: Of this process.
         decode: Seconds that it took to make, per image.
     """
     device, count = runtime.device, len(batch.seeds)
     batch = batch.to(device)
-    moving = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    kept: dict[int, int] = {}
-    own = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    parameters = {parameter for module in modules for parameter in module.parameters()}
+    moving = {buffer: buffer.clone() for module in modules for buffer in module.buffers()}
+    own = {p.untyped_storage().data_ptr() for p in parameters}
+    kept: list[dict[int, int]] = []
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+            kept[-1][storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    def forward() -> Tensor:
+    def step() -> None:
+        """As in the training loop: one teacher for all, and what a student keeps is let go before the next begins."""
         with runtime.autocast():
-            return module(batch)["loss"]
+            taught = ask_teacher(modules, batch)
+        for module in modules:
+            kept.append({})
+            with runtime.autocast():
+                loss = module(batch, *taught)["loss"]
+            loss.backward()
+
+    def forward() -> None:
+        """As in the fits before training: each student's, and the teacher's for each."""
+        with runtime.autocast(), torch.no_grad():
+            for module in modules:
+                module(batch)
 
     with torch.random.fork_rng(devices=[]):
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            forward().backward()  # the first is slow: kernels are chosen, memory is fetched
-        train = _fastest(lambda: forward().backward(), device) / count
-        with torch.no_grad():
-            passes = _fastest(forward, device) / count
-    for parameter in module.parameters():
+            step()  # the first is slow: kernels are chosen, memory is fetched
+        most = max(sum(student.values()) for student in kept)
+        train = _fastest(step, device) / count
+        passes = _fastest(forward, device) / count
+    for parameter in parameters:
         parameter.grad = None
-    for name, buffer in module.named_buffers():
-        buffer.copy_(moving[name])
-    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    for buffer, before in moving.items():
+        buffer.copy_(before)
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
     free = MEMORY_SHARE * _free_memory(device) - STATE * trained
-    mine = Cost(train, passes, decode, BACKWARD * sum(kept.values()) / count, free)
+    mine = Cost(train, passes, decode, BACKWARD * most / count, free)
     everyone = runtime.gather(mine)
     slowest = {name: max(getattr(cost, name) for cost in everyone) for name in ("train", "forward", "decode", "memory")}
     return Cost(**slowest, free=min(cost.free for cost in everyone))
@@ -160,9 +178,12 @@ def announce(config: RunConfig, images: str, *, train: int, heldout: int, second
     batch, steps = config.loader.batch_size, config.optim.steps
     passes = steps * batch / train
     kept = f"; {heldout} are kept out of training, for measuring" if heldout else ""
+    folders = [str(one.folder) for one in config.each()]
+    together = f" for {len(folders)} students together" if len(folders) > 1 else ""
+    places = " and ".join([", ".join(folders[:-1]), folders[-1]] if together else folders)
     return (
         f"{images}{kept}. {steps:,} steps of {batch} images, {passes:.3g} passes over {train:,}, "
-        f"about {duration(seconds)}. Results go to {config.folder}."
+        f"about {duration(seconds)}{together}. Results go to {places}."
     )
 
 

@@ -131,7 +131,7 @@ class Runtime:
         """Make a module ready to train: place it, and shard it over the processes (`sharding.shard`); in place.
 
         Where the configuration asks for it, the student's activations are checkpointed and blocks compiled. Copies (the
-        EMA) must be made before, optimizers after.
+        EMA) must be made before, optimizers after. A teacher that several modules share is sharded with the first.
 
         Args:
             module: With a child `student`, and perhaps `ema` and `teacher`.

@@ -1,8 +1,9 @@
-"""A run from its first to its last step: what every training recipe does around the loop."""
+"""Runs from their first to their last step: what every training recipe does around the loop."""
 
 import errno
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -10,11 +11,12 @@ from torch import nn
 from dinov2_zoo.config import DistillConfig, PretrainConfig, to_dict
 from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.data.skips import SkipLedger, guarded
-from dinov2_zoo.errors import CheckpointError, Preempted, TrainingError
-from dinov2_zoo.training.checkpoints.find import newest_whole, rewind
+from dinov2_zoo.errors import Preempted, TrainingError
+from dinov2_zoo.training.checkpoints.choose import choose_checkpoints
 from dinov2_zoo.training.checkpoints.resume import load_checkpoint
 from dinov2_zoo.training.checkpoints.writer import CheckpointWriter
 from dinov2_zoo.training.health_watch import HealthWatch
+from dinov2_zoo.training.lane import Hook, Lane
 from dinov2_zoo.training.log import RunLog
 from dinov2_zoo.training.loop import train
 from dinov2_zoo.training.preemption import StopRequest
@@ -26,94 +28,132 @@ from dinov2_zoo.training.state import TrainState
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "NCCL")
 
 
-def train_run(
-    config: DistillConfig | PretrainConfig,
+@dataclass(frozen=True)
+class Run:
+    """One run of a session."""
+
+    config: DistillConfig | PretrainConfig
+    """Settled. Runs of one session differ in their network and their folder only."""
+    module: nn.Module
+    """With children `student` and `ema`; maps a batch to loss terms. With a frozen `teacher` it has `teach`, too."""
+    measure: Callable[[], Mapping[str, float]]
+    """Measures the average: metrics by name; called every `evaluation.every` steps."""
+
+
+def train_runs(
+    runs: Sequence[Run],
     runtime: Runtime,
-    folder: Path,
-    module: nn.Module,
     batches: Callable[..., Iterable[Batch]],
     *,
     images: int,
     resume: str | None,
-    measure: Callable[[], Mapping[str, float]],
-) -> TrainState:
-    """Shard a module, train it to its last step, and leave checkpoints and metrics in the run folder.
+) -> list[Lane]:
+    """Shard the modules of some runs, train them to their last step on the same batches, asking their teacher once.
+
+    Each leaves checkpoints and metrics in its folder, as it would alone.
 
     Args:
-        config: Of the run.
+        runs: One or more; modules with a teacher share it.
         runtime: Where to run.
-        folder: The run folder.
-        module: With children `student` and `ema`; maps a batch to loss terms.
         batches: `train_loader` but for seed, start_step and steps.
         images: In the source, for the share of damaged ones.
-        resume: Continue from a checkpoint in `folder`: "auto", the newest whole one, if there is one; or "step-N".
-        measure: Measures the average: metrics by name; called every `evaluation.every` steps.
+        resume: Continue from checkpoints in the folders: "auto", the newest whole ones, if there are any; or "step-N".
 
     Returns:
-        The state after the last step.
+        What each run came to, in order: its state after the last step; or its `error`, if it ended before the others.
 
     Raises:
-        Preempted: The run was told to stop; it has saved itself.
-        ConfigError: Another process is writing this run.
+        Preempted: The runs were told to stop; they have saved themselves.
+        ConfigError: Another process is writing one of these runs.
         CheckpointError: A checkpoint could not be written, or the one named cannot be read.
         DataError, TrainingError: From data and loop; the disk is full.
     """
-    steps, every = config.optim.steps, config.evaluation.every
-    state = TrainState.start(runtime.shard(module), config.optim, global_batch=config.loader.batch_size)
-    around = ExitStack()
-    chosen: tuple[Path | None, list[str]] = None, []
-    with runtime.together():
-        if runtime.is_main:
-            around.enter_context(hold_run_folder(folder))
-            chosen = _choose(folder, resume)
-    checkpoint, damaged = runtime.broadcast(chosen)
-    if checkpoint is not None:
-        load_checkpoint(checkpoint, state)
-    log = RunLog(
-        folder,
-        config.log,
-        steps=steps,
-        start=state.step,
-        main=runtime.is_main,
-        track=runtime.trackers.log,
-        console=runtime.console,
-    )
-    for sentence in damaged:
-        log.say(f"Skipped: {sentence}")
-    if trouble := runtime.trackers.start(config.name, to_dict(config)):
-        log.say(trouble)
-    log.say(f"Training, step {state.step} to {steps}" + (f", from {checkpoint}" if checkpoint else ""))
+    config, folders = runs[0].config, [run.config.folder for run in runs]
+    steps = config.optim.steps
+    states = [
+        TrainState.start(runtime.shard(run.module), run.config.optim, global_batch=config.loader.batch_size)
+        for run in runs
+    ]
+    with ExitStack() as around:
+        chosen: tuple[list[Path | None], list[str]] = [], []
+        with runtime.together():
+            if runtime.is_main:
+                for folder in folders:
+                    around.enter_context(hold_run_folder(folder))
+                chosen = choose_checkpoints(folders, resume, redo=config.checkpoint.every)
+        checkpoints, remarks = runtime.broadcast(chosen)
+        for state, checkpoint in zip(states, checkpoints, strict=True):
+            if checkpoint is not None:
+                load_checkpoint(checkpoint, state)
+        logs = [_log(runtime, runs, i, start=states[0].step) for i in range(len(runs))]
+        log = logs[0]
+        trouble = runtime.trackers.start(config.name, to_dict(config))
+        for sentence in [*remarks, *([trouble] if trouble else [])]:
+            log.say(sentence)
+        what = "Training" if len(runs) == 1 else f"Training {len(runs)} students together"
+        log.say(f"{what}, step {log.start} to {steps}" + (f", from {checkpoints[0]}" if checkpoints[0] else ""))
 
-    with (
-        around,
-        log,
-        _in_words(runtime, folder),
-        StopRequest() as stop,
-        CheckpointWriter(folder, config.checkpoint) as writer,
-    ):
-
-        def save(state: TrainState, _: object) -> None:
-            if state.step == steps or (config.checkpoint.every and state.step % config.checkpoint.every == 0):
-                writer.save(state)
-
-        def evaluate(state: TrainState, _: object) -> None:
-            if every and state.step % every == 0 and state.step < steps:
-                log.write(state.step, {f"heldout/{name}": value for name, value in measure().items()})
-
-        stream = batches(seed=config.runtime.seed, start_step=state.step, steps=steps)
+        for each in logs:
+            around.enter_context(each)
+        around.enter_context(_in_words(runtime, config.folder))
+        stop = around.enter_context(StopRequest())
+        writers = [around.enter_context(CheckpointWriter(run.config.folder, run.config.checkpoint)) for run in runs]
+        hooks = [_hooks(*parts) for parts in zip(runs, logs, writers, strict=True)]
+        lanes = [Lane(*parts) for parts in zip(states, logs, hooks, strict=True)]
+        stream = batches(seed=config.runtime.seed, start_step=states[0].step, steps=steps)
         ledger = SkipLedger(images, config.loader.max_bad_share)
-        watch = HealthWatch(log.say, from_step=config.optim.warmup_steps)
-        hooks = [save, evaluate, watch]
-        train(runtime, state, guarded(stream, ledger), log, hooks, stop=lambda: bool(stop) or writer.failed)
-        writer.wait()
-        if state.step < steps:
-            writer.save(state)
+        train(
+            runtime,
+            lanes,
+            guarded(stream, ledger),
+            stop=lambda: bool(stop) or any(writer.failed for writer in writers),
+        )
+        for writer in writers:
             writer.wait()
+        unfinished = [(lane, writer) for lane, writer in zip(lanes, writers, strict=True) if lane.error is None]
+        if (step := unfinished[0][0].state.step) < steps:
+            for lane, writer in unfinished:
+                writer.save(lane.state)
+            for writer in writers:
+                writer.wait()
             reason = next(filter(None, runtime.gather(stop.reason)), "another process was told to stop")
             raise Preempted(
-                f"{reason}; saved at step {state.step} of {steps}, after which the same command with --resume goes on."
+                f"{reason}; saved at step {step} of {steps}, after which the same command with --resume goes on."
             )
-    return state
+    return lanes
+
+
+def _log(runtime: Runtime, runs: Sequence[Run], i: int, *, start: int) -> RunLog:
+    """The log of run number `i`. The first has the screen; a tracker's names begin with the network if it is shared."""
+    config = runs[i].config
+
+    def track(values: Mapping[str, float], step: int) -> str | None:
+        return runtime.trackers.log({f"{config.network}/{name}": value for name, value in values.items()}, step)
+
+    return RunLog(
+        config.folder,
+        replace(config.log, progress=config.log.progress and i == 0),
+        steps=config.optim.steps,
+        start=start,
+        main=runtime.is_main,
+        track=track if len(runs) > 1 else runtime.trackers.log,
+        console=runtime.console,
+    )
+
+
+def _hooks(run: Run, log: RunLog, writer: CheckpointWriter) -> list[Hook]:
+    """What a run does after its steps."""
+    steps, save_every, measure_every = run.config.optim.steps, run.config.checkpoint.every, run.config.evaluation.every
+
+    def save(state: TrainState, _: object) -> None:
+        if state.step == steps or (save_every and state.step % save_every == 0):
+            writer.save(state)
+
+    def evaluate(state: TrainState, _: object) -> None:
+        if measure_every and state.step % measure_every == 0 and state.step < steps:
+            log.write(state.step, {f"heldout/{name}": value for name, value in run.measure().items()})
+
+    return [save, evaluate, HealthWatch(log.say, from_step=run.config.optim.warmup_steps)]
 
 
 @contextmanager
@@ -134,19 +174,3 @@ def _in_words(runtime: Runtime, folder: Path) -> Generator[None, None, None]:
             f"Another process of this run has died or cannot be reached ({str(error).splitlines()[0][:200]}): look for "
             "the reason in its output; --resume then goes on from the last checkpoint."
         ) from error
-
-
-def _choose(folder: Path, resume: str | None) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, and what is wrong with newer ones.
-
-    Raises:
-        CheckpointError: None is whole although there are some, or the one named is not.
-    """
-    if resume is None:
-        return None, []
-    if resume != "auto":
-        return rewind(folder, resume), []
-    found, damaged = newest_whole(folder)
-    if damaged and found is None:
-        raise CheckpointError(f"No whole checkpoint is left: {' '.join(damaged)} Without any, the run begins anew.")
-    return found, damaged

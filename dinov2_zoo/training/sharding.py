@@ -12,7 +12,7 @@ from accelerate import FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from dinov2_zoo.errors import TrainingError
 
@@ -35,7 +35,8 @@ def shard(
 ) -> None:
     """Shard each child of a module (student, EMA, teacher) over the processes, in place.
 
-    Each child becomes a root of its own, its blocks inside it, so it must be called through its `forward`.
+    Each child becomes a root of its own, its blocks inside it, so it must be called through its `forward`. One that is
+    sharded already, a teacher of several modules, stays as it is.
 
     Args:
         module: On its device.
@@ -54,20 +55,28 @@ def shard(
     if half and mesh.device_type == "cuda":
         block_policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32, cast_forward_inputs=False)
         root_policy = MixedPrecisionPolicy(None, torch.float32, torch.float32, cast_forward_inputs=False)
-    for branch in [m for m in module.children() if next(m.parameters(), None) is not None]:
+    for branch in unsharded(module):
         for block in [m for m in branch.modules() if type(m).__name__ in names]:
             fully_shard(block, mesh=mesh, reshard_after_forward=reshard, mp_policy=block_policy)
         fully_shard(branch, mesh=mesh, reshard_after_forward=reshard, mp_policy=root_policy)
 
 
+def unsharded(module: nn.Module) -> list[nn.Module]:
+    """Children of a module that have parameters and are not sharded yet."""
+    children = [child for child in module.children() if next(child.parameters(), None) is not None]
+    return [child for child in children if not isinstance(child, FSDPModule)]
+
+
 def check_same_weights(module: nn.Module, device: torch.device) -> None:
     """Raise on every process if one holds other weights: shards of different copies would be a patchwork, silently.
+
+    Looks at the children that are about to be sharded.
 
     Raises:
         TrainingError: They differ.
     """
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for tensor in module.parameters():
+    for tensor in (parameter for child in unsharded(module) for parameter in child.parameters()):
         total += tensor.detach().double().sum()
     spread = torch.stack([total, -total])
     dist.all_reduce(spread, dist.ReduceOp.MAX)

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from dinov2_zoo.training import session
+
 
 @contextmanager
 def stopped_after(steps, monkeypatch):
@@ -21,3 +23,31 @@ def stopped_after(steps, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         yield
     monkeypatch.setattr(torch.optim.AdamW, "step", original)
+
+
+@contextmanager
+def after_step(step, action, monkeypatch, seen=lambda batches: batches):
+    """Within the block something is done once the last of the runs that train has finished a step.
+
+    `seen` passes the batches on.
+    """
+    whole = session.train
+
+    def watched(runtime, lanes, batches, **more):
+        lanes[-1].hooks = [*lanes[-1].hooks, lambda state, _: action() if state.step == step else None]
+        whole(runtime, lanes, seen(batches), **more)
+
+    monkeypatch.setattr(session, "train", watched)
+    yield
+    monkeypatch.setattr(session, "train", whole)
+
+
+@contextmanager
+def killed_after_step(step, monkeypatch, **more):
+    """Within the block training must die after a step; more is as in `after_step`."""
+
+    def die():
+        raise InterruptedError
+
+    with after_step(step, die, monkeypatch, **more), pytest.raises(InterruptedError):
+        yield

@@ -7,6 +7,8 @@ from torch import nn
 
 from dinov2_zoo.config import LogConfig, OptimConfig
 from dinov2_zoo.data.batch import Batch
+from dinov2_zoo.training import loop
+from dinov2_zoo.training.lane import Lane
 from dinov2_zoo.training.log import RunLog
 from dinov2_zoo.training.state import TrainState
 
@@ -95,3 +97,8 @@ def start(runtime, optim, *, seed=0):
 
 def silent_log(steps, run_dir=None, **more):
     return RunLog(run_dir, LogConfig(every=1, progress=False), steps=steps, **more)
+
+
+def train(runtime, state, batches, log, hooks=(), **more):
+    """The loop with one run in it."""
+    loop.train(runtime, [Lane(state, log, hooks)], batches, **more)

@@ -17,7 +17,7 @@ from dinov2_zoo.arguments import parse, run
 from dinov2_zoo.config import DistillConfig, to_dict
 from dinov2_zoo.training.run_folder import check_run_folder, claim_run_folder
 from dinov2_zoo.training.runtime import Runtime
-from dinov2_zoo.training.session import train_run
+from dinov2_zoo.training.session import Run, train_runs
 
 DEFAULTS = [
     "--optim.warmup_steps=2",
@@ -50,10 +50,9 @@ def main():
                 yield batch
 
         torch.manual_seed(0)
-        state = train_run(
-            config, runtime, folder, tiny_run.Match(), batches, images=10**6, resume=options.resume, measure=dict
-        )
-        weights = runtime.full_state_dict(state.ema)
+        runs = [Run(config, tiny_run.Match(), dict)]
+        (lane,) = train_runs(runs, runtime, batches, images=10**6, resume=options.resume)
+        weights = runtime.full_state_dict(lane.state.ema)
         if runtime.is_main:
             save_file(weights, folder / "weights.safetensors")
 

@@ -6,6 +6,7 @@ Usage: two_process_run.py OUT DTYPE SCENARIO...
 import contextlib
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import tiny_run
@@ -32,20 +33,25 @@ from dinov2_zoo.models.heads import FeatureProjector, PrototypeHead
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.objectives.distillation import Distillation
 from dinov2_zoo.objectives.self_distillation import SelfDistillation
+from dinov2_zoo.training import loop
 from dinov2_zoo.training.checkpoints.find import newest_whole
 from dinov2_zoo.training.checkpoints.resume import load_checkpoint
 from dinov2_zoo.training.checkpoints.writer import CheckpointWriter
-from dinov2_zoo.training.loop import train
+from dinov2_zoo.training.lane import Lane
 from dinov2_zoo.training.runtime import Runtime
 from dinov2_zoo.training.state import TrainState
 
 STEPS, CUT, IMAGES = 6, 3, 8
 
 
+def network(dim):
+    shape = {"depth": 2, "num_heads": 2, "patch_size": 4, "img_size": 16, "num_registers": 2, "layer_scale": 1.0}
+    return VisionTransformer(ModelConfig(embed_dim=dim, **shape))
+
+
 def distillation(kind):
     """A ViT of 32 channels teaches one of 16, with every part that the real recipe has; or its own average does."""
-    shape = {"depth": 2, "num_heads": 2, "patch_size": 4, "img_size": 16, "num_registers": 2, "layer_scale": 1.0}
-    student, teacher = (VisionTransformer(ModelConfig(embed_dim=d, **shape)) for d in (16, 32))
+    student, teacher = network(16), network(32)
     if kind == "relations":  # every term, in a run whose last steps see several sizes
         weights = {name: 1.0 for name in ("gram_weight", "class_gram_weight", "neighbour_weight", "queue_weight")}
         more = {"standardise": "phi-s", "projector": "mlp", "queue_size": 40, "neighbour_patches": 3}
@@ -92,11 +98,13 @@ def start(runtime, kind, seed=0):
     return TrainState.start(runtime.shard(module), optim, global_batch=IMAGES)
 
 
-def scenario(runtime, kind, out):
+def scenario(runtime, out, kind):
     """Train; then again with a stop, a checkpoint and a restart half way. Rank 0 writes what came out."""
     lines = []
     state = start(runtime, kind)
-    train(runtime, state, batches(runtime), tiny_run.silent_log(STEPS), [lambda _, line: lines.append(dict(line))])
+    tiny_run.train(
+        runtime, state, batches(runtime), tiny_run.silent_log(STEPS), [lambda _, line: lines.append(dict(line))]
+    )
 
     broken = start(runtime, kind)
 
@@ -107,13 +115,11 @@ def scenario(runtime, kind, out):
             raise InterruptedError
 
     with contextlib.suppress(InterruptedError):
-        train(runtime, broken, batches(runtime), tiny_run.silent_log(STEPS), [stop])
+        tiny_run.train(runtime, broken, batches(runtime), tiny_run.silent_log(STEPS), [stop])
     resumed = start(runtime, kind)
     load_checkpoint(newest_whole(out / kind)[0], resumed)
-    train(runtime, resumed, batches(runtime, CUT), tiny_run.silent_log(STEPS))
-    local = [t.to_local() if isinstance(t, DTensor) else t for t in resumed.tensors().values()]
-    reference = [t.to_local() if isinstance(t, DTensor) else t for t in state.tensors().values()]
-    resumed_equal = all(torch.equal(a, b) for a, b in zip(local, reference, strict=True))
+    tiny_run.train(runtime, resumed, batches(runtime, CUT), tiny_run.silent_log(STEPS))
+    resumed_equal = all(torch.equal(a, b) for a, b in zip(local(resumed), local(state), strict=True))
 
     parameters = list(state.module.parameters())
     facts = {
@@ -134,6 +140,65 @@ def scenario(runtime, kind, out):
         (out / f"{kind}.json").write_text(json.dumps(facts))
 
 
+def several(runtime, out):
+    """Two students of one teacher, together; each alone; and together from checkpoints half way."""
+
+    def start(*widths):
+        states, teacher = [], None
+        for width in widths:
+            torch.manual_seed(1)
+            teacher = teacher or Branch(network(32))
+            torch.manual_seed(2)
+            student = Branch(network(width), projector=FeatureProjector(width, width, 32))
+            module = Distillation(student, teacher, ObjectiveConfig())
+            optim = tiny_run.config(STEPS, base_lr=1e-2, ema_momentum=(0.9, 1.0))
+            states.append(TrainState.start(runtime.shard(module), optim, global_batch=IMAGES))
+        return states
+
+    def run(states, *, hooks=None, first=0):
+        told = [[] for _ in states]
+        hooks = hooks or [[] for _ in states]
+        keep = [lambda _, line, lines=lines: lines.append(line.get("loss")) for lines in told]
+        lanes = [
+            Lane(state, tiny_run.silent_log(STEPS), [*more, note])
+            for state, more, note in zip(states, hooks, keep, strict=True)
+        ]
+        loop.train(runtime, lanes, batches(runtime, first))
+        return told
+
+    def same(mine, theirs):
+        pairs = [(a, b) for m, t in zip(mine, theirs, strict=True) for a, b in zip(local(m), local(t), strict=True)]
+        return not runtime.any_true(not all(torch.equal(a, b) for a, b in pairs))
+
+    together, alone = start(16, 24), [*start(16), *start(24)]
+    losses = run(together)
+    losses_alone = [line for state in alone for line in run([state])]
+    with contextlib.ExitStack() as stack:
+        folders = [out / f"several/{i}" for i in range(2)]
+        writers = [stack.enter_context(CheckpointWriter(folder, CheckpointConfig())) for folder in folders]
+        hooks = [[lambda s, _, w=writer: w.save(s) if s.step == CUT else None] for writer in writers]
+        run(start(16, 24), hooks=hooks)
+    resumed = start(16, 24)
+    for folder, state in zip(folders, resumed, strict=True):
+        load_checkpoint(newest_whole(folder)[0], state)
+    run(resumed, first=CUT)
+    facts = {
+        "one_teacher": together[0].module.teacher is together[1].module.teacher,
+        "losses": losses,
+        "losses_alone": losses_alone,
+        "equal_alone": same(together, alone),
+        "resumed_equal": same(together, resumed),
+        # Looked at last: reading a state's tensors shards again what a forward pass has gathered.
+        "sharded": all(isinstance(p, DTensor) for state in together for p in state.module.parameters()),
+    }
+    if runtime.is_main:
+        (out / "several.json").write_text(json.dumps(facts))
+
+
+def local(state):
+    return [t.to_local() if isinstance(t, DTensor) else t for t in state.tensors().values()]
+
+
 def mishaps(runtime, out):
     """What goes wrong on one process must stop all of them alike. Two processes only."""
     torch.manual_seed(runtime.rank)
@@ -147,7 +212,7 @@ def mishaps(runtime, out):
         seen.update({name: tensor.to_local().clone() for name, tensor in state.tensors().items() if "." in name})
 
     data = tiny_run.batches(STEPS, rank=runtime.rank, world=2)
-    not_finite = refused(lambda: train(runtime, state, data, tiny_run.silent_log(STEPS, out), [keep]))
+    not_finite = refused(lambda: tiny_run.train(runtime, state, data, tiny_run.silent_log(STEPS, out), [keep]))
     untouched = all(torch.equal(seen[n], t.to_local()) for n, t in state.tensors().items() if "." in n)
     told = runtime.gather([different, not_finite, untouched, state.step])
     if runtime.is_main:
@@ -168,7 +233,7 @@ def main(out, dtype, *kinds):
     precision = "bf16" if dtype == "float32" else "fp32"
     with Runtime(RuntimeConfig(precision=precision, cpu=True, threads=1)) as runtime:
         for kind in kinds:
-            mishaps(runtime, Path(out)) if kind == "mishaps" else scenario(runtime, kind, Path(out))
+            {"mishaps": mishaps, "several": several}.get(kind, partial(scenario, kind=kind))(runtime, out=Path(out))
     torch.set_default_dtype(torch.float32)
 
 

@@ -12,7 +12,6 @@ from dinov2_zoo.hub.model import Dinov2Model
 from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.heads import FeatureProjector
 from dinov2_zoo.objectives.distillation import Distillation
-from dinov2_zoo.training.loop import train
 from dinov2_zoo.training.precision import choose_precision, widen
 from dinov2_zoo.training.runtime import Runtime
 from dinov2_zoo.training.state import TrainState
@@ -56,7 +55,7 @@ def trained(module, runtime, lr):
     optim = tiny_run.config(STEPS, base_lr=lr, final_lr=lr, **still)
     state = TrainState.start(runtime.shard(module), optim, global_batch=1024)
     batches = (dataclasses.replace(tiny.batch(seed=step), step=step) for step in range(STEPS))
-    train(runtime, state, batches, tiny_run.silent_log(STEPS))
+    tiny_run.train(runtime, state, batches, tiny_run.silent_log(STEPS))
     return state
 
 

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from dinov2_zoo.config import RuntimeConfig
 from dinov2_zoo.training.checkpoints.find import newest_whole
 from dinov2_zoo.training.checkpoints.resume import load_checkpoint
-from dinov2_zoo.training.loop import train
 from dinov2_zoo.training.runtime import Runtime
 
 SUPPORT = Path(__file__).resolve().parent.parent / "support"
@@ -49,14 +48,14 @@ def results(out, kind):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     out = tmp_path_factory.mktemp("alone")
-    two_process_run.main(out, "float64", *KINDS)
+    two_process_run.main(out, "float64", *KINDS, "several")
     return out
 
 
 @pytest.fixture(scope="module", params=["cpu.yaml", "fsdp.yaml"])
 def together(request, tmp_path_factory):
     kinds = KINDS if request.param == "cpu.yaml" else KINDS[:2]
-    return launch(tmp_path_factory.mktemp("pair") / "out", request.param, "float64", *kinds), kinds
+    return launch(tmp_path_factory.mktemp("pair") / "out", request.param, "float64", *kinds, "several"), kinds
 
 
 def test_two_processes_shard_and_equal_one(alone, together):
@@ -79,6 +78,16 @@ def test_two_processes_shard_and_equal_one(alone, together):
         assert moved.abs().max() > 1e-4, "the run did not train"
 
 
+def test_students_of_one_teacher_are_each_what_they_are_alone(alone, together):
+    facts, expected = (json.loads((out / "several.json").read_text()) for out in (together[0], alone))
+    assert facts["one_teacher"] and facts["sharded"] and not expected["sharded"]
+    for found in (facts, expected):  # bit for bit on as many processes
+        assert found["losses"] == found["losses_alone"] and found["equal_alone"] and found["resumed_equal"]
+    for mine, theirs in zip(facts["losses"], expected["losses"], strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-10) and len(mine) == two_process_run.STEPS
+    assert facts["losses"][0] != facts["losses"][1]
+
+
 def test_resuming_is_exact_alone_and_together(alone, together):
     out, kinds = together
     for kind in kinds:
@@ -94,7 +103,7 @@ def test_a_checkpoint_of_two_processes_continues_on_one(alone, together):
             state = two_process_run.start(runtime, "features")
             load_checkpoint(newest_whole(out / "features")[0], state)
             batches = two_process_run.batches(runtime, two_process_run.CUT)
-            train(runtime, state, batches, tiny_run.silent_log(two_process_run.STEPS))
+            tiny_run.train(runtime, state, batches, tiny_run.silent_log(two_process_run.STEPS))
             for name, tensor in runtime.full_state_dict(state.student).items():
                 torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-10)
     finally:

@@ -1,6 +1,7 @@
 """The checkpoints that a run has left: which there are, and which of them can be trusted."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from dinov2_zoo.errors import CheckpointError
@@ -24,31 +25,45 @@ def newest_whole(run_dir: Path) -> tuple[Path | None, list[str]]:
     Returns:
         Its folder, None where there is no whole one; and for each newer one what is wrong with it.
     """
+    step, skipped = newest_common([run_dir])
+    return (None if step is None else run_dir / "checkpoints" / f"step-{step}"), skipped
+
+
+def newest_common(run_dirs: Sequence[Path]) -> tuple[int | None, list[str]]:
+    """The last step of which each of some runs has a checkpoint whose every byte is as it was written.
+
+    Returns:
+        The step, None where there is none; and for each later checkpoint that is damaged what is wrong with it.
+    """
     skipped: list[str] = []
-    for folder in reversed(checkpoints(run_dir / "checkpoints")):
+    found = [{step_of(folder) for folder in checkpoints(run / "checkpoints")} for run in run_dirs]
+    for step in sorted(set.intersection(*found), reverse=True):
         try:
-            check_files(folder)
+            for run in run_dirs:
+                check_files(run / "checkpoints" / f"step-{step}")
         except CheckpointError as error:
             skipped.append(str(error))
         else:
-            return folder, skipped
+            return step, skipped
     return None, skipped
 
 
-def rewind(run_dir: Path, name: str) -> Path:
-    """The checkpoint "step-N" of a run, to go on from; later ones are set aside as "discarded-step-M".
+def rewind(run_dirs: Sequence[Path], name: str) -> list[Path]:
+    """The checkpoint "step-N" of each of some runs, to go on from; later ones are set aside as "discarded-step-M".
 
     Raises:
-        CheckpointError: There is no such checkpoint, or it is damaged.
+        CheckpointError: There is no such checkpoint, or it is damaged; then nothing is set aside.
     """
-    folder = run_dir / "checkpoints" / name
-    have = checkpoints(folder.parent)
-    if folder not in have:
-        names = ", ".join(f.name for f in have) or "none"
-        raise CheckpointError(f"{run_dir} has no checkpoint {name} (there are: {names}): name one of these, or auto.")
-    check_files(folder)
-    for later in have[have.index(folder) + 1 :]:
-        aside = later.with_name(f"discarded-{later.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        later.rename(aside)
-    return folder
+    found = [run / "checkpoints" / name for run in run_dirs]
+    have = [checkpoints(folder.parent) for folder in found]
+    for run, folder, there in zip(run_dirs, found, have, strict=True):
+        if folder not in there:
+            names = ", ".join(f.name for f in there) or "none"
+            raise CheckpointError(f"{run} has no checkpoint {name} (there are: {names}): name one of these, or auto.")
+        check_files(folder)
+    for folder, there in zip(found, have, strict=True):
+        for later in there[there.index(folder) + 1 :]:
+            aside = later.with_name(f"discarded-{later.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            later.rename(aside)
+    return found

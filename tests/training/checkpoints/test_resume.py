@@ -9,7 +9,6 @@ from dinov2_zoo.errors import CheckpointError
 from dinov2_zoo.training.checkpoints.find import newest_whole
 from dinov2_zoo.training.checkpoints.resume import load_checkpoint
 from dinov2_zoo.training.checkpoints.writer import CheckpointWriter
-from dinov2_zoo.training.loop import train
 from dinov2_zoo.training.runtime import Runtime
 
 STEPS, CUT = 12, 5
@@ -40,7 +39,7 @@ def go_on(runtime, state, until, folder=None):
 
     try:
         batches = tiny_run.batches(STEPS, start=state.step)
-        train(runtime, state, batches, tiny_run.silent_log(STEPS), [hook])
+        tiny_run.train(runtime, state, batches, tiny_run.silent_log(STEPS), [hook])
     except InterruptedError:
         pass
     return losses

@@ -143,11 +143,11 @@ def test_a_manifest_of_another_version_is_refused(state, tmp_path):
 
 def test_going_back_to_a_named_step_sets_later_ones_aside(state, tmp_path):
     save(tmp_path, state, 4, 6, 8)
-    assert rewind(tmp_path, "step-6").name == "step-6"
+    assert [f.name for f in rewind([tmp_path], "step-6")] == ["step-6"]
     assert names(tmp_path) == {"step-4", "step-6", "discarded-step-8"}
     assert newest_whole(tmp_path)[0].name == "step-6"
     with pytest.raises(CheckpointError, match=r"no checkpoint step-8 \(there are: step-4, step-6\)"):
-        rewind(tmp_path, "step-8")
+        rewind([tmp_path], "step-8")
 
 
 @pytest.mark.parametrize("background", [True, False])
