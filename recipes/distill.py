@@ -26,16 +26,19 @@ from dinov2_zoo.config.settle import settle_data
 from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.data.heldout import open_images, split_heldout
 from dinov2_zoo.data.loader import train_loader
-from dinov2_zoo.data.sources import describe, open_source
+from dinov2_zoo.data.sources import Source, describe, open_source
 from dinov2_zoo.evaluation.distilled.heldout import Examiner, StudentMetrics, load_images
 from dinov2_zoo.evaluation.table import terminal_table
 from dinov2_zoo.hub.build import build_distillation
 from dinov2_zoo.hub.student import save_student
+from dinov2_zoo.hub.teacher import network_of_stored
 from dinov2_zoo.initialisation.projector import fit_projector
 from dinov2_zoo.initialisation.student import first_weights
-from dinov2_zoo.models.students import TimmStudent
+from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.progress import progress, track
 from dinov2_zoo.reports.distillation import distillation_report, distillation_table
+from dinov2_zoo.targets.checks import check_bytes, check_fits_run, needs_local
+from dinov2_zoo.targets.store import TargetStore, open_store
 from dinov2_zoo.training.plan import announce, check_run, hardware, settle
 from dinov2_zoo.training.run_folder import claim_run_folder
 from dinov2_zoo.training.runtime import Runtime
@@ -53,20 +56,26 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
     if heldout is None and evaluation.heldout_count:
         images, heldout = split_heldout(source, evaluation.heldout_count, config.runtime.seed)
     labelled = open_source(evaluation.labelled) if evaluation.labelled else None
+    store = take_targets(config, runtime, images, heldout)
     with runtime.main_first():
-        module = runtime.place(build_distillation(config))
+        module = runtime.place(build_distillation(config, store))
     read = functools.partial(train_loader, images, config.crops, rank=runtime.rank, world_size=runtime.world_size)
+    if store:
+        read = functools.partial(read, targets=store.reader(config.crops.local_count if needs_local(config) else 0))
     if not (config.folder / "config.json").exists():
         one = functools.partial(read, seed=config.runtime.seed, steps=1)
         config, seconds = settle(asked, config, runtime, module, one, images=len(images))
         kept = len(heldout) if heldout else 0
         say(announce(config, describe(source), train=len(images), heldout=kept, seconds=seconds))
+        if store:
+            say(store.announce(config.optim.steps * config.loader.batch_size / len(images)))
     evaluation, folder = config.evaluation, config.folder
     batches = functools.partial(read, config.loader, accumulate=config.optim.accumulate)
 
     def some_batches(count: int, what: str) -> Iterable[Batch]:
         steps = math.ceil(count / config.loader.batch_size)
-        return track(batches(seed=config.runtime.seed + 1, steps=steps), steps, what, runtime.console)
+        seed = config.runtime.seed + (store is None)  # other crops than in training, unless they must be stored ones
+        return track(batches(seed=seed, steps=steps), steps, what, runtime.console)
 
     examine = Examiner(
         load_images(heldout, evaluation.size) if heldout else None,
@@ -76,6 +85,8 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
         autocast=runtime.autocast,
         fit_batches=lambda: some_batches(evaluation.fit_images, "Comparing student and teacher"),
     )
+    if store and heldout:
+        examine.teacher = store.heldout(runtime.device)
     if runtime.is_main:
         claim_run_folder(folder, to_dict(config))
     runtime.barrier()
@@ -88,11 +99,13 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
         return examine(module)
 
     stages = {"random" if config.init in INITS else "before": measure_start()}
-    if config.init in ("fitted", "selected") and not isinstance(module.student.backbone, TimmStudent):
+    if config.init in ("fitted", "selected") and isinstance(module.student.backbone, VisionTransformer):
         some = some_batches(config.init_images, "Reading images for the student's first weights")
+        teacher = runtime.place(network_of_stored(config.teacher, store)) if store else None
         blocks = len(module.student.backbone.blocks)
         with progress("Fitting the student's first weights", blocks, console=runtime.console) as advance:
-            first_weights(module, config.init, some, runtime.autocast, on_block=lambda *_: advance())
+            first_weights(module, config.init, some, runtime.autocast, lambda *_: advance(), network=teacher)
+        del teacher
         stages["start"] = measure_start()
 
     # ---- training
@@ -110,6 +123,19 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
         distillation_report(folder, table, stages, examine, pictures=evaluation.pictures)
         say(terminal_table(table))
         say(f"Student   {folder}/student\nReport    {folder}/report.html\nPictures  {folder}/features.jpg")
+
+
+def take_targets(config: DistillConfig, runtime: Runtime, images: Source, heldout: Source | None) -> TargetStore | None:
+    """The store that stands for the teacher, checked to the last byte; None where the teacher itself is asked."""
+    if config.targets is None:
+        return None
+    with runtime.together():
+        store = open_store(config.targets)
+        check_fits_run(store, config, images, heldout)
+        share = check_bytes(store, bytewise=config.verify_targets, part=runtime.rank, parts=runtime.world_size)
+        for _ in track(share, None, "Checking the stored targets", runtime.console):
+            pass
+    return store
 
 
 def launch(config: DistillConfig, *, resume: str | None) -> None:

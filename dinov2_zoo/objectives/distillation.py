@@ -71,10 +71,13 @@ class Distillation(nn.Module):
 
     @torch.no_grad()
     def teach(self, batch: Batch) -> list[BranchOutput]:
-        """What the teacher says of a batch: of all crops (features), or of the global ones (prototypes)."""
+        """What the teacher says of a batch: of all crops (features), or of the global ones (prototypes).
+
+        Where it was stored (`Batch.targets`), the teacher is a decoder, and its heads where the objective has some.
+        """
         if isinstance(self.objective, FeaturesObjective):
-            return self.teacher(batch.groups())
-        return self.teacher(batch.groups()[:1], positions=self._positions(batch))
+            return self.teacher(batch.for_teacher())
+        return self.teacher(batch.for_teacher()[:1], positions=self._positions(batch))
 
     def _positions(self, batch: Batch) -> Int64[Tensor, " n"] | None:
         """Patches of the global crops that iBOT compares; None: all."""
@@ -82,8 +85,8 @@ class Distillation(nn.Module):
         if share >= 1:
             return None
         views, _, _, height, width = batch.global_crops.shape
-        assert isinstance(self.teacher.backbone, VisionTransformer)
-        patch = self.teacher.backbone.patch_size
+        assert isinstance(self.student.backbone, VisionTransformer)
+        patch = self.student.backbone.patch_size  # the teacher's, too
         cells = (height // patch) * (width // patch)
         return sampled_positions(batch.seeds, views, cells, share).to(batch.global_crops.device)
 
