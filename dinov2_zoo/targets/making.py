@@ -1,7 +1,7 @@
 """How a store is made: begun or gone on with, its code fitted once, its shards one by one, each there whole or not.
 
-A shard's targets depend on the teacher and the shard alone, so that any number of processes write the same bytes, in
-one go or in several.
+A shard's targets depend on the teacher and the shard alone, so that any number of processes write the same, in one go
+or in several.
 """
 
 import json
