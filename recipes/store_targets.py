@@ -38,6 +38,7 @@ from dinov2_zoo.targets.store import TargetStore
 from dinov2_zoo.training.plan import hardware
 from dinov2_zoo.training.run_folder import hold_run_folder
 from dinov2_zoo.training.runtime import Runtime
+from dinov2_zoo.weights.save import writing
 
 
 def store(config: StoreTargetsConfig, runtime: Runtime) -> None:
@@ -68,7 +69,8 @@ def store(config: StoreTargetsConfig, runtime: Runtime) -> None:
         # ---- the code, fitted by one process, for all must store by the same
         with runtime.together():
             if runtime.is_main:
-                config.folder.mkdir(parents=True, exist_ok=True)
+                with writing(config.folder):
+                    config.folder.mkdir(parents=True, exist_ok=True)
                 held.enter_context(hold_run_folder(config.folder))
                 if not target.manifest.files:
                     target = found(target, config, teach, images, heldout, runtime)

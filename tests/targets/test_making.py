@@ -158,14 +158,14 @@ def start(place, launcher, *more, to):
 
 @pytest.mark.slow
 def test_after_a_kill_the_same_command_goes_on_and_the_store_is_the_same(place, made):
-    many = "--epochs=200"
+    many = "--epochs=80"
     process = start(place, [sys.executable], many, to="killed")
     folder = place.root / "killed"
     wait_for(lambda: len(shards(folder)) > 3, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     there = shards(folder)
-    assert 3 < len(there) < 200 and not read_manifest(folder).whole
+    assert 3 < len(there) < 80 and not read_manifest(folder).whole
     whole = store(place, many, to="whole")
     assert there.items() <= shards(whole).items()
     code, words = finish(start(place, [sys.executable], many, to="killed"))
