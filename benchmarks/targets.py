@@ -136,6 +136,12 @@ def cost(options: argparse.Namespace) -> None:
 # ---------------------------------------------------------------- what is lost
 
 
+def repeating(said: list[Tokens]) -> Callable[[Tensor], Tokens]:
+    """What a teacher has said of crops, in turn."""
+    left = iter(said)
+    return lambda _: next(left)
+
+
 def rounded(code: TokenCode, tokens: Tokens, bits: int, fit: Tokens) -> Tokens:
     """Tokens as a code of so many bits would give them back."""
     levels = 2 ** (bits - 1) - 1
@@ -161,17 +167,18 @@ def loss_of_agreement(options: argparse.Namespace) -> None:
     teach, dim = asker(teacher, options.bf16), teacher.embed_dim
     images, heldout = (open_source(f"package:photos/{part}") for part in ("train", "heldout"))
     live = teach(load_images(heldout, options.size))
-    config = StoreTargetsConfig(crops=CropConfig(global_size=options.size, local_count=0), fit_images=240, epochs=8)
+    config = StoreTargetsConfig(crops=CropConfig(global_size=options.size, local_count=0), fit_images=120, epochs=4)
     config = replace(config, loader=replace(config.loader, batch_size=30, workers=0))
     config = replace(config, evaluation=replace(config.evaluation, size=options.size))
     found: dict[tuple[int, int], list[tuple[float, ...]]] = {}
     for seed in options.seeds:
         seeded = replace(config, runtime=replace(config.runtime, seed=seed))
         crops = list(first_crops(images, seeded, plan_store(seeded, teacher, images, None)))
+        said = [teach(part) for part in crops]  # once for all codes
         for share in options.shares:
             directions = dim // share
-            code = fit_code(teach, crops, class_directions=dim, directions=directions)
-            fit = teach(crops[0])
+            code = fit_code(repeating(said), crops, class_directions=dim, directions=directions)
+            fit = said[0]
             for bits in options.bits:
                 again = rounded(code, live, bits, fit)
                 a = agreement(again, again, live)

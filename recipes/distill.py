@@ -26,7 +26,7 @@ from dinov2_zoo.config.settle import settle_data
 from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.data.heldout import open_images, split_heldout
 from dinov2_zoo.data.loader import train_loader
-from dinov2_zoo.data.sources import Source, describe, open_source
+from dinov2_zoo.data.sources import describe, open_source
 from dinov2_zoo.evaluation.distilled.heldout import Examiner, StudentMetrics, load_images
 from dinov2_zoo.evaluation.table import terminal_table
 from dinov2_zoo.hub.build import build_distillation
@@ -37,12 +37,12 @@ from dinov2_zoo.initialisation.student import first_weights
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.progress import progress, track
 from dinov2_zoo.reports.distillation import distillation_report, distillation_table
-from dinov2_zoo.targets.checks import check_bytes, check_fits_run, needs_local
-from dinov2_zoo.targets.store import TargetStore, open_store
+from dinov2_zoo.targets.checks import needs_local
 from dinov2_zoo.training.plan import announce, check_run, hardware, settle
 from dinov2_zoo.training.run_folder import claim_run_folder
 from dinov2_zoo.training.runtime import Runtime
 from dinov2_zoo.training.session import train_run
+from dinov2_zoo.training.stored_targets import take_targets
 
 
 def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> None:
@@ -123,19 +123,6 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
         distillation_report(folder, table, stages, examine, pictures=evaluation.pictures)
         say(terminal_table(table))
         say(f"Student   {folder}/student\nReport    {folder}/report.html\nPictures  {folder}/features.jpg")
-
-
-def take_targets(config: DistillConfig, runtime: Runtime, images: Source, heldout: Source | None) -> TargetStore | None:
-    """The store that stands for the teacher, checked to the last byte; None where the teacher itself is asked."""
-    if config.targets is None:
-        return None
-    with runtime.together():
-        store = open_store(config.targets)
-        check_fits_run(store, config, images, heldout)
-        share = check_bytes(store, bytewise=config.verify_targets, part=runtime.rank, parts=runtime.world_size)
-        for _ in track(share, None, "Checking the stored targets", runtime.console):
-            pass
-    return store
 
 
 def launch(config: DistillConfig, *, resume: str | None) -> None:

@@ -46,9 +46,8 @@ def fit_code(
         DataError: There are fewer tokens than directions, or they do not vary, or they are not finite.
     """
     kinds: list[Moments] = []
-    images = 0
     for batch in crops:
-        tokens, images = teach(batch), images + len(batch)
+        tokens = teach(batch)
         rows = tokens.class_token, tokens.patches.flatten(0, 1)
         if not kinds:
             kinds = [Moments(x.shape[1], 0, x.device) for x in rows]
