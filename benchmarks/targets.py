@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--directions", type=int, help="of a patch token in the step; default: a quarter")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--shares", type=int, nargs="+", default=[16, 8, 4, 2, 1], help="channels per direction")
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 6, 8])
     parser.add_argument("--parts", nargs="+", default=["step", "loss"], choices=["step", "loss"])
