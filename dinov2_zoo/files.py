@@ -2,11 +2,13 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
+from typing import Any
 
 TRIAL_BYTES = 1 << 16
 """What is written to see whether a folder can be (chosen here: what a run's config.json and first metrics take)."""
@@ -45,6 +47,25 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def write_sealed(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record as JSON with a checksum of itself, and see it on the disk."""
+    text = json.dumps({"sha256": _digest(record), **record}) + "\n"
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(path.parent)
+
+
+def is_sealed(record: dict[str, Any]) -> bool:
+    """Whether a record, read back, is as it was written; its checksum is taken out of it."""
+    return record.pop("sha256", None) == _digest(record)
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:

@@ -61,6 +61,8 @@ class AdaptConfig:
             "optim": self.compressed(old.optim, pace),
             "evaluation": dataclasses.replace(old.evaluation, size=self.size),
         }
+        if isinstance(old, DistillConfig):
+            changes["targets"] = None  # they are of crops of the old size: the teacher itself is asked
         if isinstance(old, PretrainConfig):
             warmup = round(old.self_distillation.temperature_warmup_steps * pace)
             changes["self_distillation"] = dataclasses.replace(old.self_distillation, temperature_warmup_steps=warmup)

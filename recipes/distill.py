@@ -32,16 +32,19 @@ from dinov2_zoo.evaluation.distilled.heldout import Examiner, StudentMetrics, lo
 from dinov2_zoo.evaluation.table import terminal_table
 from dinov2_zoo.hub.build import build_distillations
 from dinov2_zoo.hub.student import save_student
+from dinov2_zoo.hub.teacher import network_of_stored
 from dinov2_zoo.initialisation.projector import fit_projector
 from dinov2_zoo.initialisation.student import first_weights
-from dinov2_zoo.models.students import TimmStudent
+from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.objectives.distillation import Distillation
 from dinov2_zoo.progress import progress, track
 from dinov2_zoo.reports.distillation import distillation_report, distillation_table
+from dinov2_zoo.targets.checks import needs_local
 from dinov2_zoo.training.plan import announce, check_run, hardware, settle
 from dinov2_zoo.training.run_folder import claim_run_folder
 from dinov2_zoo.training.runtime import Runtime
 from dinov2_zoo.training.session import Run, train_runs
+from dinov2_zoo.training.stored_targets import take_targets
 
 Stages = dict[str, StudentMetrics]
 
@@ -57,9 +60,12 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
     if heldout is None and evaluation.heldout_count:
         images, heldout = split_heldout(source, evaluation.heldout_count, config.runtime.seed)
     labelled = open_source(evaluation.labelled) if evaluation.labelled else None
+    store = take_targets(config, runtime, images, heldout)
     with runtime.main_first():
-        modules = [runtime.place(module) for module in build_distillations(config)]
+        modules = [runtime.place(module) for module in build_distillations(config, store)]
     read = functools.partial(train_loader, images, config.crops, rank=runtime.rank, world_size=runtime.world_size)
+    if store:
+        read = functools.partial(read, targets=store.reader(config.crops.local_count if needs_local(config) else 0))
     finishing = functools.partial(
         modules[0].finishing, config.finish, config.crops.global_size, seed=config.runtime.seed
     )
@@ -68,6 +74,8 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
         config, seconds = settle(asked, config, runtime, modules, one, images=len(images), stage=finishing(steps=1))
         kept = 0 if heldout is None else len(heldout)
         say(announce(config, describe(source), train=len(images), heldout=kept, seconds=seconds))
+        if store:
+            say(store.announce(config.optim.steps * config.loader.batch_size / len(images)))
     evaluation, configs = config.evaluation, config.each()
     stage = finishing(steps=config.optim.steps)
     for module in modules:
@@ -76,7 +84,8 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
 
     def some_batches(count: int, what: str) -> Iterable[Batch]:
         steps = math.ceil(count / config.loader.batch_size)
-        return track(batches(seed=config.runtime.seed + 1, steps=steps), steps, what, runtime.console)
+        seed = config.runtime.seed + (store is None)  # other crops than in training, unless they must be stored ones
+        return track(batches(seed=seed, steps=steps), steps, what, runtime.console)
 
     examine = Examiner(
         load_images(heldout, evaluation.size) if heldout else None,
@@ -86,6 +95,8 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
         autocast=runtime.autocast,
         fit_batches=lambda: some_batches(evaluation.fit_images, "Comparing student and teacher"),
     )
+    if store and heldout:
+        examine.teacher = store.heldout(runtime.device)
     if runtime.is_main:
         for one in configs:
             claim_run_folder(one.folder, to_dict(one))
@@ -100,11 +111,13 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
 
     def start(module: Distillation, student: str) -> Stages:
         stages: Stages = {"random" if config.init in INITS else "before": measure_start(module)}
-        if config.init in ("fitted", "selected") and not isinstance(module.student.backbone, TimmStudent):
+        if config.init in ("fitted", "selected") and isinstance(module.student.backbone, VisionTransformer):
             some = some_batches(config.init_images, f"Reading images for the first weights of {student}")
+            teacher = runtime.place(network_of_stored(config.teacher, store)) if store else None
             blocks = len(module.student.backbone.blocks)
             with progress(f"Fitting the first weights of {student}", blocks, console=runtime.console) as advance:
-                first_weights(module, config.init, some, runtime.autocast, on_block=lambda *_: advance())
+                first_weights(module, config.init, some, runtime.autocast, lambda *_: advance(), network=teacher)
+            del teacher
             stages["start"] = measure_start(module)
         return stages
 

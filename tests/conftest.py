@@ -6,7 +6,8 @@ from lively_weights import enliven
 # Wherever a test calls these, types and shapes are what the annotations say. The network itself is left out:
 # torch.export cannot trace through the checks.
 CHECKED = [
-    f"dinov2_zoo.models.{name}" for name in ("branch", "grid", "heads", "stochastic_depth", "students", "tokens")
+    f"dinov2_zoo.models.{name}"
+    for name in ("branch", "grid", "heads", "stochastic_depth", "stored", "students", "tokens")
 ]
 CHECKED += ["dinov2_zoo.objectives", "dinov2_zoo.initialisation"]
 install_import_hook(CHECKED, "beartype.beartype")

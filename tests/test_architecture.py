@@ -20,6 +20,7 @@ ARROW = (
     "objectives",
     "initialisation",
     "weights",
+    "targets",
     "training",
     "hub",
     "evaluation",

@@ -34,6 +34,7 @@ def parse(
     position: str | None = None,
     default_config: Path | None = None,
     own_data_config: Path | None = None,
+    settings_of: Mapping[str, Callable[[str], dict[str, Any]]] | None = None,
     resumes: bool = True,
     either: tuple[str, str] | None = None,
 ) -> tuple[T, Arguments]:
@@ -46,6 +47,8 @@ def parse(
         position: The option that a word without an option's name sets: `distill PHOTOS` is `distill --data PHOTOS`.
         default_config: YAML file read first, unless `--config` names another or `--resume` a run.
         own_data_config: The same where data are named: the default is then a demo with images of its own.
+        settings_of: Options that name something made earlier, and what reads its settings: they are then the defaults,
+            before files, and its images count as named.
         resumes: Offer `--resume`.
         either: Two options that say the same in two ways, one thing and several: a command line may have one of them.
 
@@ -70,7 +73,8 @@ def parse(
     # In whatever order they stand, options override files, and files the run that is continued.
     files = [option for option in options if option.startswith("--config=")]
     options = [option for option in options if option not in files]
-    own_data = own_data_config is not None and any(option.startswith("--data=") for option in options)
+    made = {name: value for name in settings_of or {} if (value := _value(options, name))}
+    own_data = own_data_config is not None and (bool(made) or any(option.startswith("--data=") for option in options))
     preset = own_data_config if own_data else default_config
     about = abstract(script) if script else ""
     if run:
@@ -83,6 +87,10 @@ def parse(
     elif preset is not None and not files:
         files = [f"--config={preset}"]
         about += f"\n\nDefaults below are those of {preset.name}, which is read unless --config names another file."
+    if settings_of and not run:
+        read = [f"--config={json.dumps(settings_of[name](value))}" for name, value in made.items()]
+        # Behind the preset, which is read where no file is named; before files.
+        files = [*files[:1], *read] if files == [f"--config={preset}"] else [*read, *files]
     if topic is not None:
         needed = [f.name for f in dataclasses.fields(config_class) if f.default is f.default_factory]  # pyright: ignore[reportArgumentType]
         show_help(parser, topic, [*(f"--{name}=" for name in needed), *files], about)
@@ -90,6 +98,12 @@ def parse(
         values = parser.instantiate(parser.parse_args([*files, *options]))
         config = config_class(**{f.name: values[f.name] for f in dataclasses.fields(config_class)})  # pyright: ignore[reportArgumentType]
     return config, Arguments(resume)
+
+
+def _value(options: Sequence[str], name: str) -> str | None:
+    """What an option is set to last; None where it is not set, or to nothing."""
+    found = [value for option, _, value in (o.partition("=") for o in options) if option == f"--{name}"]
+    return found[-1] if found and found[-1] not in ("", "null") else None
 
 
 def as_options(settings: Mapping[str, Any], prefix: str = "") -> list[str]:

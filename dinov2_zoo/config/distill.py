@@ -30,6 +30,12 @@ class DistillConfig(RunConfig):
     heads: str | None = None
     """Teacher's heads for objective.kind "prototypes": a safetensors file; default heads.safetensors beside the
     teacher; "random" draws untrained heads (a baseline, not a recipe)."""
+    targets: str | None = None
+    """What the teacher said of these images' crops, in place of the teacher: a folder that `dinov2-zoo store-targets`
+    made. Images, crops, seed and teacher are those of the store. Epoch e of the run takes the crops and targets of
+    stored epoch e mod E, in an order of its own."""
+    verify_targets: bool = True
+    """Read all of `targets` once and compare checksums before training. Off: only whether each file is there whole."""
     student: str = "vits14_reg4"
     """Student: a name of `dinov2_zoo.list_models()`, or `timm:<name>` for any timm model (features only)."""
     students: tuple[str, ...] = ()

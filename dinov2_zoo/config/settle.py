@@ -79,10 +79,7 @@ def settle_data(config: C, images: int, *, apart: bool, hardware: Hardware) -> C
         images = max(images, LEAST_IMAGES)  # what else cannot work is said for as many as are needed
         count = 0
         if isinstance(evaluation, AgreementConfig):
-            count = evaluation.heldout_count
-            if is_auto(count):
-                count = min(32, max(2, images // 8))
-            count = 0 if apart else count
+            count = kept_out(evaluation.heldout_count, images, apart=apart)
             most = max(0, images // 2)
             check(
                 count <= most,
@@ -104,13 +101,22 @@ def settle_data(config: C, images: int, *, apart: bool, hardware: Hardware) -> C
             f"loader.batch_size {batch} does not divide among {hardware.processes} processes x {accumulate} "
             f"micro-batches: use {' or '.join(map(str, dict.fromkeys(near)))}.",
         )
-    workers = loader.workers
-    if is_auto(workers):
-        workers = min(12, max(1, hardware.cores - 1 if hardware.device == "cuda" else hardware.cores // 4))
+    workers = decoding_workers(loader.workers, hardware)
     if is_auto(evaluation.size):
         evaluation = dataclasses.replace(evaluation, size=config.crops.global_size)
     loader = dataclasses.replace(loader, batch_size=batch, workers=workers)
     return dataclasses.replace(config, loader=loader, evaluation=evaluation)
+
+
+def kept_out(asked: int, images: int, *, apart: bool) -> int:
+    """Images that are taken out of a source for measuring: as asked for, or by rule; none where others are `apart`."""
+    return 0 if apart else min(32, max(2, images // 8)) if is_auto(asked) else asked
+
+
+def decoding_workers(asked: int, hardware: Hardware) -> int:
+    """Decoding processes: as asked for, or from the free cores."""
+    free = hardware.cores - 1 if hardware.device == "cuda" else hardware.cores // 4
+    return min(12, max(1, free)) if is_auto(asked) else asked
 
 
 def settle_length(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int8, Int64
 from torch import Tensor
 
 
@@ -37,10 +37,16 @@ class Batch:
     """True where a patch of a global crop is to be hidden from the student; None hides none."""
     skipped: list[Skipped] = field(default_factory=list)
     """Images that should have been in this batch but could not be decoded; others took their places."""
+    targets: list[Int8[Tensor, "V B F"]] | None = None
+    """What a teacher said of each group's crops earlier, coded (`models.stored`); None: it is to be asked."""
 
     def groups(self) -> list[Float[Tensor, "V B 3 S S"]]:
         """Crops of one size together: the global ones, and the local ones where there are some."""
         return [self.global_crops, self.local_crops] if len(self.local_crops) else [self.global_crops]
+
+    def for_teacher(self) -> list[Tensor]:
+        """What a teacher is given, a group each: the crops, or what it said of them earlier."""
+        return self.groups() if self.targets is None else self.targets  # pyright: ignore[reportReturnType]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """The same batch with crops, ids and masks on `device`."""
@@ -50,6 +56,7 @@ class Batch:
             global_crops=self.global_crops.to(device, non_blocking=non_blocking),
             local_crops=self.local_crops.to(device, non_blocking=non_blocking),
             sample_ids=self.sample_ids.to(device, non_blocking=non_blocking),
+            targets=self.targets and [codes.to(device, non_blocking=non_blocking) for codes in self.targets],
         )
 
     def pin_memory(self) -> "Batch":
@@ -60,4 +67,5 @@ class Batch:
             global_crops=self.global_crops.pin_memory(),
             local_crops=self.local_crops.pin_memory(),
             sample_ids=self.sample_ids.pin_memory(),
+            targets=self.targets and [codes.pin_memory() for codes in self.targets],
         )

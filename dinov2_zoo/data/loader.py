@@ -3,15 +3,19 @@
 The images of all epochs form one endless line; step s of batch size G takes positions s*G .. (s+1)*G - 1 of it, and
 processes and micro-batches cut that range among them. Position p is image number p mod n of epoch p // n, in an order
 drawn from (seed, epoch). So a restart needs no state but the step.
+
+With a teacher's stored targets, the crops of epoch e are those of stored epoch e mod E, cut again, and come with what
+the teacher said of them; the order of the images is epoch e's own.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int8
+from torch import Tensor
 
 from dinov2_zoo.config import CropConfig, LoaderConfig, MaskConfig
 from dinov2_zoo.data.augment import generator, seed_of
@@ -27,6 +31,8 @@ from dinov2_zoo.errors import ConfigError, DataError
 # Images tried in place of one that cannot be decoded: so many damaged ones in a row are no accident.
 MAX_TRIES = 100
 
+UNSTORED = "It could not be decoded when the teacher's targets were stored: store them again to use it."
+
 
 class Place(NamedTuple):
     """A position in the endless line of images."""
@@ -34,6 +40,19 @@ class Place(NamedTuple):
     epoch: int
     slot: int
     """Position within the epoch's order, 0 to n - 1."""
+
+
+class Targets(Protocol):
+    """What a teacher said of crops, stored (`targets.reader`). Picklable, for workers that are spawned."""
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that are stored, E."""
+        ...
+
+    def read(self, epoch: int, sample_id: int, /) -> list[Int8[Tensor, "V F"]] | None:
+        """Codes of an image's crops in a stored epoch, a group each; None: the image could not be decoded then."""
+        ...
 
 
 def train_loader(
@@ -50,6 +69,7 @@ def train_loader(
     world_size: int = 1,
     start_step: int = 0,
     steps: int,
+    targets: Targets | None = None,
 ) -> Iterable[Batch]:
     """This process's micro-batches for steps `start_step` to `steps` - 1, `accumulate` per step.
 
@@ -69,6 +89,7 @@ def train_loader(
         world_size: Processes.
         start_step: Finished steps.
         steps: Steps of the whole run.
+        targets: What a teacher said of these images' crops, for the same `crops` and `seed`; None: nothing is stored.
 
     Raises:
         ConfigError: The batch does not divide among processes and micro-batches, or masks cannot be placed.
@@ -91,10 +112,19 @@ def train_loader(
     if masks is not None:
         check_grid(side, masks)
     return MadeAhead(
-        _Crops(source, crops, loader.batch_size, seed, masks, side, stage),
+        _Crops(source, crops, loader.batch_size, seed, masks, side, stage=stage, targets=targets),
         _Places(len(source), loader.batch_size, accumulate, rank, world_size, start_step, steps),
         loader.workers,
         lower="loader.workers or loader.batch_size",
+    )
+
+
+def crops_at(
+    source: Source, crops: CropConfig, places: Sequence[list[Place]], *, seed: int, workers: int
+) -> Iterable[Batch]:
+    """The crops that `train_loader` makes at some places of its line of images, one batch for each list of places."""
+    return MadeAhead(
+        _Crops(source, crops, len(source), seed, None, 0), places, workers, lower="loader.workers or the batch"
     )
 
 
@@ -130,6 +160,15 @@ class _Places:
                 yield [Place(*divmod(position, self.length)) for position in range(first, first + mine)]
 
 
+class _Sample(NamedTuple):
+    """All that a batch has of one image."""
+
+    sample_id: int
+    large: Float[Tensor, "2 3 G G"]
+    small: Float[Tensor, "L 3 l l"]
+    targets: list[Int8[Tensor, "V F"]] | None
+
+
 class _Crops:
     """Makes whole batches."""
 
@@ -141,7 +180,9 @@ class _Crops:
         seed: int,
         masks: MaskConfig | None,
         side: int,
-        stage: FinishingStage | None,
+        *,
+        stage: FinishingStage | None = None,
+        targets: Targets | None = None,
     ) -> None:
         self.source = source
         self.crops = crops
@@ -150,6 +191,7 @@ class _Crops:
         self.masks = masks
         self.side = side
         self.stage = stage
+        self.targets = targets
 
     def __call__(self, places: list[Place]) -> Batch:
         config, count = self.crops, len(places)
@@ -159,14 +201,17 @@ class _Crops:
         global_crops = torch.empty(2, count, 3, config.global_size, config.global_size)
         local_crops = torch.empty(config.local_count, count, 3, config.local_size, config.local_size)
         ids: list[int] = []
+        taught: list[list[Tensor]] = []
         skipped: list[Skipped] = []
         for i, place in enumerate(places):
-            sample_id, large, small = self._crops(place, config, skipped)
-            global_crops[:, i], local_crops[:, i] = large, small
-            ids.append(sample_id)
+            sample = self._sample(place, config, skipped)
+            global_crops[:, i], local_crops[:, i] = sample.large, sample.small
+            ids.append(sample.sample_id)
+            taught.append(sample.targets or [])
         seeds = [seed_of("image", self.seed, place.epoch, i) for place, i in zip(places, ids, strict=True)]
         masks = None if self.masks is None else self._hide(self.masks, step, first, places, ids)
-        return Batch(global_crops, local_crops, torch.tensor(ids), torch.tensor(seeds), step, masks, skipped)
+        targets = None if self.targets is None else [torch.stack(group, 1) for group in zip(*taught, strict=True)]
+        return Batch(global_crops, local_crops, torch.tensor(ids), torch.tensor(seeds), step, masks, skipped, targets)
 
     def _hide(
         self, config: MaskConfig, step: int, first: int, places: list[Place], ids: list[int]
@@ -183,11 +228,9 @@ class _Crops:
             ]
         ).unflatten(0, (2, len(places)))
 
-    def _crops(
-        self, place: Place, config: CropConfig, skipped: list[Skipped]
-    ) -> tuple[int, torch.Tensor, torch.Tensor]:
+    def _sample(self, place: Place, config: CropConfig, skipped: list[Skipped]) -> _Sample:
         """Crops of the image at a place, or of the next good one after it in the same epoch."""
-        length = len(self.source)
+        length, targets = len(self.source), None
         order = epoch_order(length, self.seed, place.epoch)
         tries = min(MAX_TRIES, length)
         for step in range(tries):
@@ -197,7 +240,15 @@ class _Crops:
             except DecodeError as error:
                 skipped.append(Skipped(sample_id, self.source.name(sample_id), str(error)))
                 continue
-            return sample_id, *multi_crop(image, config, seed=self.seed, epoch=place.epoch, sample_id=sample_id)
+            epoch = place.epoch
+            if self.targets is not None:
+                epoch %= self.targets.epochs
+                targets = self.targets.read(epoch, sample_id)
+                if targets is None:
+                    skipped.append(Skipped(sample_id, self.source.name(sample_id), UNSTORED))
+                    continue
+            crops = multi_crop(image, config, seed=self.seed, epoch=epoch, sample_id=sample_id)
+            return _Sample(sample_id, *crops, targets)
         last = skipped[-1]
         raise DataError(
             f"{tries} images in a row could not be decoded; the last one is {last.name}: {last.reason} "

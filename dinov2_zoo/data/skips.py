@@ -1,6 +1,8 @@
 """A few damaged files are usual and are skipped; many mean that something is wrong with the data."""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from dinov2_zoo.data.batch import Batch, Skipped
 from dinov2_zoo.errors import DataError
@@ -39,6 +41,15 @@ class SkipLedger:
                 "All are listed in skipped.jsonl in the run folder: repair or remove them, "
                 "or raise loader.max_bad_share."
             )
+
+
+def list_skipped(folder: Path, images: Sequence[Skipped]) -> None:
+    """Add images that could not be decoded to skipped.jsonl in a folder."""
+    if images:
+        # Appended in one call, so that lines of several processes do not mix.
+        lines = [json.dumps({"id": s.sample_id, "name": s.name, "reason": s.reason}) + "\n" for s in images]
+        with (folder / "skipped.jsonl").open("a") as file:
+            file.write("".join(lines))
 
 
 def guarded(batches: Iterable[Batch], ledger: SkipLedger) -> Iterator[Batch]:

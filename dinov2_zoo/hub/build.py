@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from dinov2_zoo.config import DistillConfig, PretrainConfig, all_problems
 from dinov2_zoo.config.distill import INITS
 from dinov2_zoo.hub.model import Dinov2Model
-from dinov2_zoo.hub.teacher import heads_beside, load_teacher, load_teacher_with_heads
+from dinov2_zoo.hub.teacher import heads_beside, load_teacher, load_teacher_with_heads, network_of_stored
 from dinov2_zoo.initialisation.selected import check_fits
 from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.heads import FeatureProjector, PrototypeHead
@@ -16,26 +17,39 @@ from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.models.zoo import model_config
 from dinov2_zoo.objectives.distillation import Distillation
 from dinov2_zoo.objectives.self_distillation import SelfDistillation
+from dinov2_zoo.targets.store import TargetStore
 from dinov2_zoo.weights.heads import load_heads
 
 
-def build_distillations(config: DistillConfig) -> list[Distillation]:
-    """One module for each student, all with the same teacher."""
+def build_distillations(config: DistillConfig, store: TargetStore | None = None) -> list[Distillation]:
+    """One module for each student, all with the same teacher. `store` is as for `build_distillation`."""
     for name in config.names if config.init in INITS else ():
         check_student(name)  # before a teacher of gigabytes is fetched
     found: list[Distillation] = []
     for one in config.each():
-        found.append(build_distillation(one, found[0].teacher if found else None))
+        found.append(build_distillation(one, found[0].teacher if found else None, store))
     return found
 
 
-def build_distillation(config: DistillConfig, teacher: Branch | None = None) -> Distillation:
-    """Teacher (read, unless it is given), student with random or earlier weights, and the objective between them."""
+def build_distillation(
+    config: DistillConfig, teacher: Branch | None = None, store: TargetStore | None = None
+) -> Distillation:
+    """Teacher, student with random or earlier weights, and the objective between them.
+
+    Args:
+        config: Of the run.
+        teacher: Read, unless it is given.
+        store: What the teacher said of its crops: its network is then left out. It is loaded for a moment where the
+            student's first weights will be made of it, or it has another name than it had: to see that it is the one.
+    """
     prototypes = config.objective.kind == "prototypes"
+    stored = store.backbone() if store else None
     if teacher is None and prototypes:
-        teacher = load_teacher_with_heads(config.teacher, config.heads, dino=config.dino_head, ibot=config.ibot_head)
+        teacher = load_teacher_with_heads(
+            config.teacher, config.heads, dino=config.dino_head, ibot=config.ibot_head, stored=stored
+        )
     elif teacher is None:
-        teacher = load_teacher(config.teacher)
+        teacher = Branch(stored) if stored else load_teacher(config.teacher)
     torch.manual_seed(config.runtime.seed)  # a student is drawn alike whatever was drawn before it
     size, earlier = config.crops.global_size, None if config.init in INITS else config.init
     student = Dinov2Model.from_pretrained(earlier, img_size=size) if earlier else build_student(config.student, size)
@@ -53,16 +67,24 @@ def build_distillation(config: DistillConfig, teacher: Branch | None = None) -> 
         kind = config.objective.features.projector
         projector = FeatureProjector(student.class_dim, dim, teacher.backbone.embed_dim, kind)
         branch = Branch(student, projector=projector)
-    backbone = teacher.backbone
-    assert isinstance(backbone, VisionTransformer)
+    backbone, from_teacher = teacher.backbone, starts_from_teacher(config, student)
+    if store and (from_teacher or config.teacher != store.manifest.settings["teacher"]):
+        backbone = network_of_stored(config.teacher, store)
+    assert not isinstance(backbone, TimmStudent)
     with all_problems():
-        if config.init in ("fitted", "selected") and not isinstance(student, TimmStudent):
+        if from_teacher:
+            assert isinstance(backbone, VisionTransformer) and isinstance(student, VisionTransformer)
             check_fits(backbone, student)
         config.check_patch(backbone.patch_size)
         if isinstance(student, TimmStudent) and config.finish.share:
             for side in config.finish.sides(size, backbone.patch_size):
                 student.try_size(side, "set --finish.sizes to sizes it takes")
     return Distillation(branch, teacher, config.objective)
+
+
+def starts_from_teacher(config: DistillConfig, student: nn.Module) -> bool:
+    """Whether a student's first weights are made of its teacher's."""
+    return config.init in ("fitted", "selected") and not isinstance(student, TimmStudent)
 
 
 def build_self_distillation(config: PretrainConfig) -> SelfDistillation:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.students import TimmStudent
+from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.objectives.distillation import Distillation
 from dinov2_zoo.objectives.features import FeaturesObjective
 from dinov2_zoo.weights.checksums import write_checksums
@@ -34,6 +35,7 @@ def save_branch(folder: Path, branch: Branch, weights: dict[str, Tensor], **abou
         released.load_state_dict(_part(weights, "backbone"))
         save_timm(folder, released)
     else:
+        assert isinstance(backbone, VisionTransformer), "a stored teacher has no weights to save"
         save_weights(folder, backbone.config, _part(weights, "backbone"))
     dino, ibot = _part(weights, "dino"), _part(weights, "dino" if branch.tied else "ibot")
     if dino and ibot:

@@ -131,8 +131,9 @@ def fit_maps(
     """
     moments: tuple[Moments, Moments] | None = None
     for batch in batches:
-        crops = [batch.global_crops.to(device)]
-        mine, theirs = (branch(crops)[0].tokens.map(lambda x: x.flatten(0, 1)) for branch in (student, teacher))
+        batch = batch.to(device)
+        asked = (student, batch.groups()[:1]), (teacher, batch.for_teacher()[:1])
+        mine, theirs = (branch(group)[0].tokens.map(lambda x: x.flatten(0, 1)) for branch, group in asked)
         if moments is None:
             of_class = Moments(mine.class_token.shape[-1], theirs.class_token.shape[-1], device)
             moments = of_class, Moments(mine.patches.shape[-1], theirs.patches.shape[-1], device)

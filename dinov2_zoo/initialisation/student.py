@@ -18,6 +18,8 @@ def first_weights(
     batches: Iterable[Batch],
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     on_block: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    network: VisionTransformer | None = None,
 ) -> None:
     """Give a student, and its average, first weights from its teacher; in place and before sharding.
 
@@ -27,8 +29,9 @@ def first_weights(
         batches: This process's share of some training images, for "fitted".
         autocast: Precision of the forward passes.
         on_block: Called after each block of a fitted student with how many are done, and of how many.
+        network: The teacher's network, where the module has only what it said (`models.stored`); default: the module's.
     """
-    student, teacher = module.student.backbone, module.teacher.backbone
+    student, teacher = module.student.backbone, network or module.teacher.backbone
     assert isinstance(student, VisionTransformer) and isinstance(teacher, VisionTransformer)
     if init == "selected":
         select_weights(teacher, student)

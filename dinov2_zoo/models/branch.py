@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int8, Int64
 from torch import Tensor, nn
 
 from dinov2_zoo.models.heads import FeatureProjector, PrototypeHead, at_least_fp32
 from dinov2_zoo.models.stochastic_depth import Subset
+from dinov2_zoo.models.stored import StoredBackbone
 from dinov2_zoo.models.students import TimmStudent
 from dinov2_zoo.models.tokens import BranchOutput, HeadOutput, Tokens
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 
-Crops = Float[Tensor, "_ _ 3 _ _"]
-"""Views of images, [V, B, 3, H, W]; V, H and W differ between groups."""
+Crops = Float[Tensor, "_ _ 3 _ _"] | Int8[Tensor, "_ _ _"]
+"""Views of images, [V, B, 3, H, W]; V, H and W differ between groups. Of a stored teacher the codes, [V, B, F]."""
 
 
 class Branch(nn.Module):
@@ -22,7 +23,7 @@ class Branch(nn.Module):
     meet shards. For the same reason prototypes are returned, as computed tensors, and not read off the head.
 
     Args:
-        backbone: The network that is wanted in the end.
+        backbone: The network that is wanted in the end; of a teacher also what it said earlier (`models.stored`).
         dino: Head for class tokens.
         ibot: Head for patch tokens.
         tied: The DINO head serves patch tokens too, in place of `ibot`.
@@ -31,7 +32,7 @@ class Branch(nn.Module):
 
     def __init__(
         self,
-        backbone: VisionTransformer | TimmStudent,
+        backbone: VisionTransformer | TimmStudent | StoredBackbone,
         *,
         dino: PrototypeHead | None = None,
         ibot: PrototypeHead | None = None,
@@ -89,8 +90,8 @@ class Branch(nn.Module):
     def _tokens(
         self, groups: list[Tensor], masks: Tensor | None, subsets: Sequence[tuple[Subset, Subset]] | None
     ) -> list[Tokens]:
-        if isinstance(self.backbone, TimmStudent):
-            assert masks is None and subsets is None, "timm networks have neither mask tokens nor our blocks"
+        if not isinstance(self.backbone, VisionTransformer):
+            assert masks is None and subsets is None, "only our networks have mask tokens and blocks"
             return self.backbone.tokens(groups)
         hidden = [None if masks is None else masks.flatten(0, 1), *[None] * (len(groups) - 1)]
         return self.backbone.tokens(groups, hidden, subsets)

@@ -15,6 +15,7 @@ from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.data.finishing import FinishingStage, resized
 from dinov2_zoo.errors import ConfigError
 from dinov2_zoo.models.branch import Branch
+from dinov2_zoo.models.students import TimmStudent
 from dinov2_zoo.models.tokens import BranchOutput
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.objectives.features import FeaturesObjective
@@ -73,14 +74,17 @@ class Distillation(nn.Module):
 
     @torch.no_grad()
     def teach(self, batch: Batch) -> list[BranchOutput]:
-        """What the teacher says of a batch: of all crops (features), or of the global ones (prototypes)."""
+        """What the teacher says of a batch: of all crops (features), or of the global ones (prototypes).
+
+        Where it was stored (`Batch.targets`), the teacher is a decoder, and its heads where the objective has some.
+        """
         if isinstance(self.objective, FeaturesObjective):
-            return self.teacher(self._of_stage(batch, 1).groups())
-        return self.teacher(batch.groups()[:1], positions=self._positions(batch))
+            return self.teacher(self._of_stage(batch, 1).for_teacher())
+        return self.teacher(batch.for_teacher()[:1], positions=self._positions(batch))
 
     def finishing(self, config: FinishConfig, global_size: int, *, steps: int, seed: int) -> FinishingStage | None:
         """The finishing stage of a run of `steps` steps, if it has one; to be put into `stage`."""
-        assert isinstance(self.teacher.backbone, VisionTransformer)
+        assert not isinstance(self.teacher.backbone, TimmStudent)
         patch = self.teacher.backbone.patch_size
         return FinishingStage.of(config, global_size=global_size, patch=patch, steps=steps, seed=seed)
 
@@ -95,8 +99,8 @@ class Distillation(nn.Module):
         if share >= 1:
             return None
         views, _, _, height, width = batch.global_crops.shape
-        assert isinstance(self.teacher.backbone, VisionTransformer)
-        patch = self.teacher.backbone.patch_size
+        assert isinstance(self.student.backbone, VisionTransformer)
+        patch = self.student.backbone.patch_size  # the teacher's, too
         cells = (height // patch) * (width // patch)
         return sampled_positions(batch.seeds, views, cells, share).to(batch.global_crops.device)
 

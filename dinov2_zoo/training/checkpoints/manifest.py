@@ -1,15 +1,13 @@
 """The manifest of a checkpoint folder: its files with sizes and checksums, so that a damaged one is never trusted."""
 
-import hashlib
 import json
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from dinov2_zoo.errors import CheckpointError
-from dinov2_zoo.files import sha256_of, sync_folder
+from dinov2_zoo.files import is_sealed, sha256_of, write_sealed
 
 FORMAT = 2
 """Version of the layout of a checkpoint folder."""
@@ -27,13 +25,7 @@ def file_checksums(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
 
 def write_manifest(folder: Path, record: dict[str, Any]) -> None:
     """Write the manifest, with a checksum of itself, and see it on the disk."""
-    record = {"format": FORMAT, **record}
-    text = json.dumps({"sha256": _digest(record), **record}) + "\n"
-    with (folder / MANIFEST).open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(folder)
+    write_sealed(folder / MANIFEST, {"format": FORMAT, **record})
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -52,7 +44,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} has checkpoint format {written}, this version reads {FORMAT}: "
             "resume with the version that wrote it."
         )
-    if record.pop("sha256", None) != _digest(record):
+    if not is_sealed(record):
         raise CheckpointError(f"{folder}/{MANIFEST} is damaged: delete the folder, resume takes the one before.")
     return record
 
@@ -75,7 +67,3 @@ def check_files(folder: Path) -> dict[str, Any]:
         if found != files[name]:
             raise CheckpointError(f"{folder / name} was changed since it was written: delete {folder.name}.")
     return record
-
-
-def _digest(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
