@@ -41,6 +41,7 @@ from dinov2_zoo.progress import progress, track
 from dinov2_zoo.reports.distillation import distillation_report, distillation_table
 from dinov2_zoo.targets.checks import needs_local
 from dinov2_zoo.training.plan import announce, check_run, hardware, settle
+from dinov2_zoo.training.preconditioning import Coordinates, measure_coordinates
 from dinov2_zoo.training.run_folder import claim_run_folder
 from dinov2_zoo.training.runtime import Runtime
 from dinov2_zoo.training.session import Run, train_runs
@@ -124,14 +125,27 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
     stages = [start(module, one.network) for module, one in zip(modules, configs, strict=True)]
 
     # ---- training
-    measures = [lambda module=module: examine(module).scalars() for module in modules]
-    runs = [Run(*parts) for parts in zip(configs, modules, measures, strict=True)]
+    def coordinates(module: Distillation) -> Coordinates | None:
+        if not config.precondition:
+            return None
+        some = some_batches(evaluation.fit_images, "Looking at the student's layers")
+        return measure_coordinates(module.student, some, device=runtime.device, autocast=runtime.autocast)
+
+    def as_run(one: DistillConfig, module: Distillation, measured: Stages) -> Run:
+        start = list(measured.values())[-1].agreement
+        guard = (lambda: examine.score(module), start.score) if config.guard and start else None
+        return Run(one, module, lambda: examine(module).scalars(), coordinates(module), guard)
+
+    runs = [as_run(*parts) for parts in zip(configs, modules, stages, strict=True)]
     stream = functools.partial(batches, stage=stage)
     lanes = train_runs(runs, runtime, stream, images=len(images), resume=resume)
 
     # ---- after: the average is what is released
     for one, module, lane, measured in zip(configs, modules, lanes, stages, strict=True):
         if lane.error is None:
+            if lane.state.guard:
+                lane.state.guard.finish()
+                say(lane.state.guard.remark or "", end="")
             measured["trained"] = examine(module)
             release(one, runtime, module, measured, examine)
     if error := next((lane.error for lane in lanes if lane.error), None):

@@ -56,6 +56,13 @@ class DistillConfig(RunConfig):
     """What the student is asked to match."""
     finish: FinishConfig = field(default_factory=FinishConfig)
     """The last steps at several image sizes (features only)."""
+    precondition: bool = False
+    """Train each linear layer as if its inputs were centred and white, and each tensor by shares of its size: base_lr
+    is then the share of itself by which a tensor moves in a step, and one rate serves networks of any scale. For first
+    weights that are good already (`training/preconditioning.py`); without weight decay."""
+    guard: bool = True
+    """Measure the average on the images kept out, ten times in the run; where it falls below its start, go back to the
+    best one and on at half of the rate; release the best."""
     evaluation: AgreementConfig = field(default_factory=AgreementConfig)
     """Measurements."""
 
@@ -72,6 +79,17 @@ class DistillConfig(RunConfig):
             not self.students or self.init in INITS,
             f"init {self.init} is one student, and students names others: leave one out.",
         )
+        check(
+            self.finish.share == 0 or self.objective.kind == "features",
+            "finish compares grids of different sizes, and prototypes are matched patch by patch: set finish.share to "
+            "0, or use --objective.kind features.",
+        )
+        if not is_auto(self.loader.batch_size):
+            self.objective.features.check_batch(self.loader.batch_size // self.optim.accumulate)
+        check(
+            not self.precondition or self.optim.weight_decay == (0, 0),
+            "precondition has no weight decay: set optim.weight_decay to [0, 0], or precondition to false.",
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -86,14 +104,6 @@ class DistillConfig(RunConfig):
         if is_auto(self.name):
             return [one.each()[0] for one in alone]
         return [replace(one, name=f"{self.name}-{run_name(one.student)}") for one in alone]
-
-        check(
-            self.finish.share == 0 or self.objective.kind == "features",
-            "finish compares grids of different sizes, and prototypes are matched patch by patch: set finish.share to "
-            "0, or use --objective.kind features.",
-        )
-        if not is_auto(self.loader.batch_size):
-            self.objective.features.check_batch(self.loader.batch_size // self.optim.accumulate)
 
     def check_patch(self, patch: int) -> None:
         """The same, of the finishing stage's sizes too."""

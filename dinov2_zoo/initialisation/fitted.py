@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from dinov2_zoo.config import ModelConfig
@@ -40,10 +40,15 @@ from dinov2_zoo.models.vision_transformer import VisionTransformer
 
 Autocast = Callable[[], AbstractContextManager[object]]
 
-RIDGE = 1e-3
+RIDGE = 3e-3
 """Share of the mean variance added to every direction; chosen here on the demo."""
 CHUNK = 64
 """Images at a time."""
+PATCHES = 64
+"""Patches of each image that a regression sees, drawn at random: neighbours say nearly the same, and with fewer of them
+the same time pays for more images (chosen here; see LOG.md)."""
+DIRECTIONS = 3 * CHUNK
+"""Images that the subspace is found on."""
 
 
 @torch.no_grad()
@@ -69,7 +74,7 @@ def fit_student(
     """
     check_fits(teacher, student)
     batches = images.to(teacher.cls_token).split(CHUNK)
-    down = principal_directions(teacher, student.embed_dim, batches, autocast)
+    down = principal_directions(teacher, student.embed_dim, batches[: DIRECTIONS // CHUNK], autocast)
 
     # Nothing is lost of the tokens that enter but what the map loses.
     theirs, mine = teacher.patch_embed.proj, student.patch_embed.proj
@@ -78,7 +83,7 @@ def fit_student(
     mine.bias.copy_(theirs.bias @ down)
     transfer_tokens(teacher, student, lambda tokens: tokens @ down)
 
-    pairs = [_pair(teacher, student, part) for part in batches]
+    pairs = [_pair(teacher, student, part, number) for number, part in enumerate(batches)]
     fit = _BlockFit(pairs, down, teacher.config, autocast)
     chosen = evenly_spaced(teacher.config.depth, student.config.depth).tolist()
     for number, (first, until) in enumerate(zip(chosen, [*chosen[1:], teacher.config.depth], strict=True)):
@@ -93,12 +98,12 @@ class _Stream:
 
     row: Float[Tensor, "total D"]
     packing: Packing
-    registers: int
+    compared: Int64[Tensor, " tokens"]
+    """Which of its tokens the regressions see: those that both networks have, so no registers."""
 
     def shared(self, row: Float[Tensor, "total E"]) -> Float[Tensor, "tokens E"]:
-        """Rows of class and patch tokens, which both networks have; registers have no counterpart."""
-        tokens = self.packing.unpack(row)[0]
-        return torch.cat([tokens[:, :1], tokens[:, 1 + self.registers :]], dim=1).flatten(0, 1)
+        """Rows of the compared tokens."""
+        return row[self.compared]
 
 
 @dataclass
@@ -108,20 +113,27 @@ class _Pair:
     teacher: _Stream
     student: _Stream
     weight: Float[Tensor, " tokens"]
-    """How much each of the shared tokens counts."""
+    """How much each of the compared tokens counts."""
 
 
-def _stream(network: VisionTransformer, images: Float[Tensor, "B 3 S S"]) -> _Stream:
-    """A stream before the first block."""
-    tokens = network.prepare_tokens(images)
-    return _Stream(tokens.flatten(0, 1), Packing.of([tokens]), network.num_registers)
-
-
-def _pair(teacher: VisionTransformer, student: VisionTransformer, images: Float[Tensor, "B 3 S S"]) -> _Pair:
+def _pair(
+    teacher: VisionTransformer, student: VisionTransformer, images: Float[Tensor, "B 3 S S"], number: int
+) -> _Pair:
+    """Both streams before the first block, compared at the class tokens and at some patches of each image."""
     patches = student.packing([images]).longest - 1 - student.num_registers
-    weight = torch.ones(len(images), 1 + patches, device=images.device, dtype=images.dtype)
-    weight[:, 0] = CLASS_SHARE * patches
-    return _Pair(_stream(teacher, images), _stream(student, images), weight.flatten())
+    generator = torch.Generator().manual_seed(number)
+    drawn = torch.rand(len(images), patches, generator=generator).argsort(1)[:, :PATCHES].to(images.device)
+
+    def stream(network: VisionTransformer) -> _Stream:
+        tokens = network.prepare_tokens(images)
+        before = 1 + network.num_registers
+        first = torch.arange(len(images), device=images.device)[:, None] * tokens.shape[1]
+        compared = torch.cat([first, first + before + drawn], dim=1)
+        return _Stream(tokens.flatten(0, 1), Packing.of([tokens]), compared.flatten())
+
+    weight = torch.ones(len(images), 1 + drawn.shape[1], device=images.device, dtype=images.dtype)
+    weight[:, 0] = CLASS_SHARE * drawn.shape[1]
+    return _Pair(stream(teacher), stream(student), weight.flatten())
 
 
 class _BlockFit:

@@ -45,7 +45,7 @@ class Lane:
 
     def begin(self) -> None:
         """Set rates for the step, and note what a bad step is to undo."""
-        self.state.schedules.apply(self.state.optimizer, self.state.step)
+        self.state.set_rates()
         keep = self.state.config.max_bad_steps > 0
         self._statistics = [(b, b.clone()) for b in self.state.statistics()] if keep else []
         self._terms, self._norms = [], {}
@@ -76,7 +76,7 @@ class Lane:
         stopping, finite, norms = self._agree(runtime, stop, parts)
         if finite:
             gradients.clip(parts, norms, state.config.clip_norm)
-            state.optimizer.step()
+            state.update()
             update_ema(state.ema, state.student, state.schedules.momentum(state.step))
             self._interval.add_terms(self._terms)
             self._norms = dict(zip(parts, norms, strict=True))

@@ -48,12 +48,12 @@ class Schedules:
             freeze_last_layer_steps=config.freeze_last_layer_steps,
         )
 
-    def apply(self, optimizer: Optimizer, step: int) -> None:
-        """Set every group's lr and weight decay; groups are those of `parameter_groups`.
+    def apply(self, optimizer: Optimizer, step: int, *, share: float = 1.0) -> None:
+        """Set every group's lr, a share of what is scheduled, and weight decay; groups are `parameter_groups`'.
 
         While the last layer is frozen its lr is 0, which also stops its weight decay: AdamW scales that by lr.
         """
-        lr, weight_decay = self.lr(step), self.weight_decay(step)
+        lr, weight_decay = share * self.lr(step), self.weight_decay(step)
         for group in optimizer.param_groups:
             frozen = group["is_last_layer"] and step < self.freeze_last_layer_steps
             group["lr"] = 0.0 if frozen else lr * group["lr_multiplier"]

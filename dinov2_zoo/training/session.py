@@ -15,10 +15,12 @@ from dinov2_zoo.errors import Preempted, TrainingError
 from dinov2_zoo.training.checkpoints.choose import choose_checkpoints
 from dinov2_zoo.training.checkpoints.resume import load_checkpoint
 from dinov2_zoo.training.checkpoints.writer import CheckpointWriter
+from dinov2_zoo.training.guard import Guard
 from dinov2_zoo.training.health_watch import HealthWatch
 from dinov2_zoo.training.lane import Hook, Lane
 from dinov2_zoo.training.log import RunLog
 from dinov2_zoo.training.loop import train
+from dinov2_zoo.training.preconditioning import Coordinates
 from dinov2_zoo.training.preemption import StopRequest
 from dinov2_zoo.training.run_folder import hold_run_folder
 from dinov2_zoo.training.runtime import Runtime
@@ -38,6 +40,10 @@ class Run:
     """With children `student` and `ema`; maps a batch to loss terms. With a frozen `teacher` it has `teach`, too."""
     measure: Callable[[], Mapping[str, float]]
     """Measures the average: metrics by name; called every `evaluation.every` steps."""
+    coordinates: Coordinates | None = None
+    """In which the optimizer steps; None: the network's own."""
+    guard: tuple[Callable[[], float], float] | None = None
+    """Measures the average in one number, the higher the better; and that number of the start. None: no guard."""
 
 
 def train_runs(
@@ -70,8 +76,9 @@ def train_runs(
     """
     config, folders = runs[0].config, [run.config.folder for run in runs]
     steps = config.optim.steps
+    batch = config.loader.batch_size
     states = [
-        TrainState.start(runtime.shard(run.module), run.config.optim, global_batch=config.loader.batch_size)
+        TrainState.start(runtime.shard(run.module), run.config.optim, global_batch=batch, coordinates=run.coordinates)
         for run in runs
     ]
     with ExitStack() as around:
@@ -82,6 +89,8 @@ def train_runs(
                     around.enter_context(hold_run_folder(folder))
                 chosen = choose_checkpoints(folders, resume, redo=config.checkpoint.every)
         checkpoints, remarks = runtime.broadcast(chosen)
+        for run, state in zip(runs, states, strict=True):
+            state.guard = _guard(run, state)
         for state, checkpoint in zip(states, checkpoints, strict=True):
             if checkpoint is not None:
                 load_checkpoint(checkpoint, state)
@@ -141,9 +150,21 @@ def _log(runtime: Runtime, runs: Sequence[Run], i: int, *, start: int) -> RunLog
     )
 
 
+def _guard(run: Run, state: TrainState) -> Guard | None:
+    """What watches a run, at its start."""
+    if run.guard is None:
+        return None
+    measure, start = run.guard
+    return Guard(state.student, state.ema, measure=measure, start=start, steps=state.config.steps)
+
+
 def _hooks(run: Run, log: RunLog, writer: CheckpointWriter) -> list[Hook]:
     """What a run does after its steps."""
     steps, save_every, measure_every = run.config.optim.steps, run.config.checkpoint.every, run.config.evaluation.every
+
+    def watch(state: TrainState, _: object) -> None:
+        if state.guard and (found := state.guard(state.step, log.say)):
+            log.write(state.step, {f"guard/{name}": value for name, value in found.items()})
 
     def save(state: TrainState, _: object) -> None:
         if state.step == steps or (save_every and state.step % save_every == 0):
@@ -153,7 +174,7 @@ def _hooks(run: Run, log: RunLog, writer: CheckpointWriter) -> list[Hook]:
         if measure_every and state.step % measure_every == 0 and state.step < steps:
             log.write(state.step, {f"heldout/{name}": value for name, value in run.measure().items()})
 
-    return [save, evaluate, HealthWatch(log.say, from_step=run.config.optim.warmup_steps)]
+    return [watch, save, evaluate, HealthWatch(log.say, from_step=run.config.optim.warmup_steps)]
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What a training run is at one moment: everything a checkpoint must hold to continue it."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dinov2_zoo.config import OptimConfig
+from dinov2_zoo.training.guard import Guard
 from dinov2_zoo.training.parameter_groups import parameter_groups
+from dinov2_zoo.training.preconditioning import Coordinates, Preconditioner
 from dinov2_zoo.training.schedules import Schedules
 
 
@@ -27,21 +30,39 @@ class TrainState:
     step: int = 0
     bad_steps: int = 0
     """Steps left out so far because something was not finite."""
+    preconditioner: Preconditioner | None = None
+    """In which coordinates the optimizer steps; None: the network's own."""
+    guard: Guard | None = None
+    """What keeps the average from becoming worse than its start; None: nothing."""
 
     @staticmethod
-    def start(module: nn.Module, config: OptimConfig, *, global_batch: int) -> "TrainState":
+    def start(
+        module: nn.Module, config: OptimConfig, *, global_batch: int, coordinates: Coordinates | None = None
+    ) -> "TrainState":
         """State before the first step.
 
         Args:
             module: On its device and sharded (`Runtime.shard`).
             config: Optimizer settings.
             global_batch: Images per optimizer step over all processes and micro-batches.
+            coordinates: In which the optimizer steps, measured before sharding; None: the network's own.
         """
         config = config.settled()
-        groups = parameter_groups(module.get_submodule("student"), config)
+        student = module.get_submodule("student")
+        groups = parameter_groups(student, config)
         # lr and weight decay are set by the schedules before every step.
         optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, foreach=True)
-        return TrainState(module, optimizer, config, Schedules.of(config, global_batch))
+        preconditioner = Preconditioner(student, coordinates) if coordinates else None
+        return TrainState(module, optimizer, config, Schedules.of(config, global_batch), preconditioner=preconditioner)
+
+    def set_rates(self) -> None:
+        """Give the optimizer this step's learning rate and weight decay."""
+        self.schedules.apply(self.optimizer, self.step, share=self.guard.rate if self.guard else 1.0)
+
+    def update(self) -> None:
+        """The optimizer's step, from gradients that are clipped already."""
+        with self.preconditioner.around_step() if self.preconditioner else nullcontext():
+            self.optimizer.step()
 
     @property
     def student(self) -> nn.Module:
@@ -59,8 +80,9 @@ class TrainState:
         Buffers that hold the objective's running statistics are among them. Loading into these tensors in place
         loads the state.
         """
-        everything = self.module.state_dict()
-        return {name: tensor for name, tensor in everything.items() if not name.startswith("teacher.")}
+        everything = {n: tensor for n, tensor in self.module.state_dict().items() if not n.startswith("teacher.")}
+        kept = self.guard.tensors() if self.guard else {}
+        return everything | {f"guard.{name}": tensor for name, tensor in kept.items()}
 
     def statistics(self) -> list[Tensor]:
         """Buffers that a forward pass may move: all but the teacher's and the average's."""

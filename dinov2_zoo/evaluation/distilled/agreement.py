@@ -38,6 +38,15 @@ class Agreement:
     images: int
     """Images measured."""
 
+    @property
+    def score(self) -> float:
+        """All of it in one number, by which averages of one run are compared.
+
+        The mean of both cosines without the mean and of the shared neighbours of patches (chosen here: cosines alone
+        may rise while neighbours fall).
+        """
+        return (self.class_cosine_centred + self.patch_cosine_centred + self.patch_neighbours) / 3
+
     def to_dict(self) -> dict[str, float | int | None]:
         """Plain numbers, ready for JSON and tables."""
         return dataclasses.asdict(self)

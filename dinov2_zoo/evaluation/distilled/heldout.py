@@ -123,6 +123,11 @@ class Examiner:
         student, projected = self._student_tokens(distillation, self.images)
         return StudentMetrics(agreement(student, projected, teacher), knn, projected.patches.cpu())
 
+    def score(self, distillation: Distillation) -> float:
+        """The average's agreement with its teacher in one number, as it is now; there must be images."""
+        assert self.images is not None
+        return agreement(*self._student_tokens(distillation, self.images), self.teacher_tokens(distillation)).score
+
     def knn(self, branch: Branch) -> float | None:
         """Accuracy of k-NN on a branch's class tokens, leave-one-out; None without labelled images."""
         if self.labelled is None:
