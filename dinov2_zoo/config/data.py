@@ -36,9 +36,14 @@ class CropConfig:
     blur: Literal["released", "nominal", "off"] = "released"
     """Gaussian blur of (global 1, global 2, local): "released" 0 / 0.9 / 0.5, what the published models were
     trained with (the official code inverts the probability); "nominal" 1.0 / 0.1 / 0.5, as BYOL; or "off"."""
+    mix: float = 0.0
+    """Probability that a crop is mixed with the same crop of another image: blended (mixup) or covered by a square of
+    it (CutMix), with equal odds, by a share drawn from 0..1. For a frozen teacher, which says of mixtures, too, what it
+    sees: it makes more of few images (`data/mixing.py`)."""
 
     def __post_init__(self) -> None:
         check(self.local_count >= 0, "local_count must be 0 or more.")
+        check(0 <= self.mix <= 1, "crops.mix must lie between 0 and 1.")
         for name in ("global_scale", "local_scale", "aspect_ratio"):
             low, high = getattr(self, name)
             check(0 < low <= high, f"{name} must be (least, most) with 0 < least <= most, not ({low}, {high}).")

@@ -33,7 +33,7 @@ class DistillConfig(RunConfig):
     targets: str | None = None
     """What the teacher said of these images' crops, in place of the teacher: a folder that `dinov2-zoo store-targets`
     made. Images, crops, seed and teacher are those of the store. Epoch e of the run takes the crops and targets of
-    stored epoch e mod E, in an order of its own."""
+    stored epoch e mod E, in the same order."""
     verify_targets: bool = True
     """Read all of `targets` once and compare checksums before training. Off: only whether each file is there whole."""
     student: str = "vits14_reg4"

@@ -71,6 +71,10 @@ class PretrainConfig(RunConfig):
             "use 2 at least, some hundreds for a good teacher.",
         )
         check(not self.freeze_backbone or self.init != "random", "freeze_backbone needs a backbone: set init.")
+        check(
+            not self.crops.mix,
+            "crops.mix shows other images in each view, and the views of one image must be matched: set it to 0.",
+        )
 
     @property
     def network(self) -> str:

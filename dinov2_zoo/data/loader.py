@@ -4,8 +4,8 @@ The images of all epochs form one endless line; step s of batch size G takes pos
 processes and micro-batches cut that range among them. Position p is image number p mod n of epoch p // n, in an order
 drawn from (seed, epoch). So a restart needs no state but the step.
 
-With a teacher's stored targets, the crops of epoch e are those of stored epoch e mod E, cut again, and come with what
-the teacher said of them; the order of the images is epoch e's own.
+With a teacher's stored targets, epoch e is stored epoch e mod E again: the same order, the same crops, cut again, with
+what the teacher said of them.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +24,7 @@ from dinov2_zoo.data.crops import multi_crop
 from dinov2_zoo.data.decode import DecodeError, decode
 from dinov2_zoo.data.finishing import FinishingStage
 from dinov2_zoo.data.masks import block_mask, check_grid, stratified_ratios
+from dinov2_zoo.data.mixing import mix
 from dinov2_zoo.data.sources import Source
 from dinov2_zoo.data.workers import MadeAhead
 from dinov2_zoo.errors import ConfigError, DataError
@@ -203,8 +204,7 @@ class _Crops:
         ids: list[int] = []
         taught: list[list[Tensor]] = []
         skipped: list[Skipped] = []
-        for i, place in enumerate(places):
-            sample = self._sample(place, config, skipped)
+        for i, sample in enumerate(self._samples(places, config, skipped)):
             global_crops[:, i], local_crops[:, i] = sample.large, sample.small
             ids.append(sample.sample_id)
             taught.append(sample.targets or [])
@@ -228,6 +228,23 @@ class _Crops:
             ]
         ).unflatten(0, (2, len(places)))
 
+    def _samples(self, places: list[Place], config: CropConfig, skipped: list[Skipped]) -> list[_Sample]:
+        """What the batch has of each place; mixed, if that is asked for, with the epoch's next place."""
+        if self.targets is not None:
+            places = [place._replace(epoch=place.epoch % self.targets.epochs) for place in places]
+        found = {place: self._sample(place, config, skipped) for place in places}
+        if not config.mix:
+            return [found[place] for place in places]
+        mixed: list[_Sample] = []
+        for place in places:
+            mine, after = found[place], place._replace(slot=(place.slot + 1) % len(self.source))
+            other = found.get(after) or self._sample(after, config, [])
+            key = self.seed, place.epoch, mine.sample_id
+            large = mix(mine.large, other.large, config.mix, *key, "global")
+            small = mix(mine.small, other.small, config.mix, *key, "local")
+            mixed.append(mine._replace(large=large, small=small))
+        return mixed
+
     def _sample(self, place: Place, config: CropConfig, skipped: list[Skipped]) -> _Sample:
         """Crops of the image at a place, or of the next good one after it in the same epoch."""
         length, targets = len(self.source), None
@@ -240,14 +257,12 @@ class _Crops:
             except DecodeError as error:
                 skipped.append(Skipped(sample_id, self.source.name(sample_id), str(error)))
                 continue
-            epoch = place.epoch
             if self.targets is not None:
-                epoch %= self.targets.epochs
-                targets = self.targets.read(epoch, sample_id)
+                targets = self.targets.read(place.epoch, sample_id)
                 if targets is None:
                     skipped.append(Skipped(sample_id, self.source.name(sample_id), UNSTORED))
                     continue
-            crops = multi_crop(image, config, seed=self.seed, epoch=epoch, sample_id=sample_id)
+            crops = multi_crop(image, config, seed=self.seed, epoch=place.epoch, sample_id=sample_id)
             return _Sample(sample_id, *crops, targets)
         last = skipped[-1]
         raise DataError(

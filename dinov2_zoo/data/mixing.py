@@ -1,0 +1,44 @@
+"""Mixed pictures: a crop is blended with another image's crop, or a square of it is covered by one.
+
+A frozen teacher says of any picture what it sees, so pictures need not be natural ones, and mixtures make many of few
+(Beyer et al. 2022, "A good teacher is patient and consistent"). Mixup: Zhang et al. 2018; CutMix: Yun et al. 2019.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dinov2_zoo.data.augment import generator
+
+
+def mix(
+    crops: Float[Tensor, "V 3 S S"], others: Float[Tensor, "V 3 S S"], share: float, *key: int | str
+) -> Float[Tensor, "V 3 S S"]:
+    """Mix each view of an image with the same view of another.
+
+    Args:
+        crops: Of the image, normalised.
+        others: Of the other image.
+        share: Probability that a crop is mixed, 0..1; half of those are blended, half are covered in part.
+        key: Decides all that is drawn.
+    """
+    if not len(crops):
+        return crops
+    pairs = enumerate(zip(crops, others, strict=True))
+    return torch.stack([_mixed(*pair, share, generator("mix", *key, view)) for view, pair in pairs])
+
+
+def _mixed(
+    crop: Float[Tensor, "3 S S"], other: Float[Tensor, "3 S S"], share: float, numbers: torch.Generator
+) -> Float[Tensor, "3 S S"]:
+    chance, blend, part, down, right = torch.rand(5, generator=numbers).tolist()
+    if chance >= share:
+        return crop
+    if blend < 0.5:
+        return torch.lerp(crop, other, part)
+    size = crop.shape[-1]
+    side = round(size * part**0.5)
+    top, left = round(down * (size - side)), round(right * (size - side))
+    covered = crop.clone()
+    covered[:, top : top + side, left : left + side] = other[:, top : top + side, left : left + side]
+    return covered
