@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.initialisation.ridge import sum_over_processes
+from dinov2_zoo.models.heads import at_least_fp32
 from dinov2_zoo.training.ema import local_shards
 
 DAMPING = 0.01
@@ -75,7 +76,7 @@ def measure_coordinates(
             rows = inputs[0].detach().flatten(0, -2)
             rows = rows[:: max(1, len(rows) // ROWS)]
             with torch.autocast(device.type, enabled=False):
-                rows = rows.float()
+                rows = at_least_fp32(rows)
                 found = [rows.new_tensor(len(rows)), rows.sum(0), rows.T @ rows]
             if name in sums:
                 for total, more in zip(sums[name], found, strict=True):

@@ -6,6 +6,7 @@ Usage: two_process_run.py OUT DTYPE SCENARIO...
 import contextlib
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -37,7 +38,9 @@ from dinov2_zoo.training import loop
 from dinov2_zoo.training.checkpoints.find import newest_whole
 from dinov2_zoo.training.checkpoints.resume import load_checkpoint
 from dinov2_zoo.training.checkpoints.writer import CheckpointWriter
+from dinov2_zoo.training.guard import Guard
 from dinov2_zoo.training.lane import Lane
+from dinov2_zoo.training.preconditioning import measure_coordinates
 from dinov2_zoo.training.runtime import Runtime
 from dinov2_zoo.training.state import TrainState
 
@@ -94,8 +97,21 @@ def start(runtime, kind, seed=0):
     module = distillation(kind)
     if kind in ("features", "relations"):
         fit_projector(module, batches(runtime), device=runtime.device, autocast=runtime.autocast)
-    optim = tiny_run.config(STEPS, base_lr=1e-2, ema_momentum=(0.9, 1.0))
-    return TrainState.start(runtime.shard(module), optim, global_batch=IMAGES)
+    optim, coordinates = tiny_run.config(STEPS, base_lr=1e-2, ema_momentum=(0.9, 1.0)), None
+    if kind == "relations":
+        optim = replace(optim, weight_decay=(0.0, 0.0))
+        coordinates = measure_coordinates(module.student, batches(runtime), device=runtime.device)
+    state = TrainState.start(runtime.shard(module), optim, global_batch=IMAGES, coordinates=coordinates)
+    if kind == "relations":  # the average of the second step is the best, and the fourth's is worse than the start
+        scores = {2: 2.0, 4: 0.0, STEPS: 1.5}
+        state.guard = Guard(state.student, state.ema, measure=lambda: scores[state.step], start=1.0, steps=STEPS)
+        state.guard.every = 2
+    return state
+
+
+def watch(state, _):
+    if state.guard:
+        state.guard(state.step, print)
 
 
 def scenario(runtime, out, kind):
@@ -103,7 +119,7 @@ def scenario(runtime, out, kind):
     lines = []
     state = start(runtime, kind)
     tiny_run.train(
-        runtime, state, batches(runtime), tiny_run.silent_log(STEPS), [lambda _, line: lines.append(dict(line))]
+        runtime, state, batches(runtime), tiny_run.silent_log(STEPS), [watch, lambda _, line: lines.append(dict(line))]
     )
 
     broken = start(runtime, kind)
@@ -115,10 +131,13 @@ def scenario(runtime, out, kind):
             raise InterruptedError
 
     with contextlib.suppress(InterruptedError):
-        tiny_run.train(runtime, broken, batches(runtime), tiny_run.silent_log(STEPS), [stop])
+        tiny_run.train(runtime, broken, batches(runtime), tiny_run.silent_log(STEPS), [watch, stop])
     resumed = start(runtime, kind)
     load_checkpoint(newest_whole(out / kind)[0], resumed)
-    tiny_run.train(runtime, resumed, batches(runtime, CUT), tiny_run.silent_log(STEPS))
+    tiny_run.train(runtime, resumed, batches(runtime, CUT), tiny_run.silent_log(STEPS), [watch])
+    for each in (state, resumed):
+        if each.guard:
+            each.guard.finish()
     resumed_equal = all(torch.equal(a, b) for a, b in zip(local(resumed), local(state), strict=True))
 
     parameters = list(state.module.parameters())
@@ -134,6 +153,7 @@ def scenario(runtime, out, kind):
     weights |= {f"ema.{name}": tensor for name, tensor in runtime.full_state_dict(state.ema).items()}
     weights |= {f"buffer.{name}": b.detach().clone() for name, b in state.module.named_buffers(recurse=False)}
     if kind == "relations":
+        weights["guard"] = state.guard.tensors()["numbers"]
         weights["queue"] = state.module.objective.queue.tokens.clone()
     if runtime.is_main:
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, out / f"{kind}.safetensors")
