@@ -47,6 +47,7 @@ from dinov2_zoo.recipes import PRESETS, distill_arguments
 from dinov2_zoo.training.log import RunLog
 from dinov2_zoo.training.loop import train
 from dinov2_zoo.training.plan import hardware
+from dinov2_zoo.training.preconditioning import measure_coordinates
 from dinov2_zoo.training.runtime import Runtime
 from dinov2_zoo.training.state import TrainState
 
@@ -79,7 +80,7 @@ class Comparison:
         self.runtime, self.seconds = runtime, options.seconds
         self.taught: dict[int, list[list[BranchOutput]]] = {}
         asked = {"data": options.data, "evaluation.heldout": options.heldout, "evaluation.labelled": options.labelled}
-        asked |= {"student": options.student, "optim.base_lr": options.lr, "loader.workers": 0, "init_images": 300}
+        asked |= {"student": options.student, "relative_lr": options.lr, "loader.workers": 0, "init_images": 300}
         given = [f"--{name}={value}" for name, value in asked.items() if value is not None]
         config, _ = distill_arguments([f"--config={PRESETS / 'demo.yaml'}", *given])
         self.photos, heldout = open_images(config.data, config.evaluation.heldout)
@@ -149,9 +150,17 @@ class Comparison:
     def run(self, module: Distillation, steps: int, seed: int) -> float:
         """Train; CPU seconds."""
         config: OptimConfig = dataclasses.replace(
-            self.config.optim, steps=steps, warmup_steps="auto", ema_momentum="auto"
+            self.config.optim,
+            steps=steps,
+            warmup_steps="auto",
+            ema_momentum="auto",
+            base_lr=self.config.relative_lr,
         )
-        state = TrainState.start(module, config, global_batch=self.config.loader.batch_size)
+        coordinates = measure_coordinates(
+            module.student, self.fits(seed), device=self.runtime.device, autocast=self.runtime.autocast
+        )
+        batch = self.config.loader.batch_size
+        state = TrainState.start(module, config, global_batch=batch, coordinates=coordinates)
         log = RunLog(None, LogConfig(progress=False), steps=steps)
         before = time.process_time()
         train(self.runtime, state, self.batches(seed, steps, module.stage), log)

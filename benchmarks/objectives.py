@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--init", default="fitted", choices=["random", "selected", "fitted"])
-    parser.add_argument("--lr", nargs="+", default=["2.5e-4"], help="base rates to try for each way")
+    parser.add_argument("--lr", nargs="+", default=["1.75e-3"], help="rates to try for each way")
     parser.add_argument("--runs", type=Path, default=Path("runs/objectives"))
     options = parser.parse_args()
     shutil.rmtree(options.runs, ignore_errors=True)
@@ -55,7 +55,8 @@ def main() -> None:
             found = []
             for seed in options.seeds:
                 name = f"{way.replace(', ', '-').replace(' ', '-')}-{rate}-{seed}"
-                fixed = {"name": name, "runs": options.runs, "init": options.init, "optim.base_lr": rate}
+                setting = "optim.base_lr" if options.init == "random" else "relative_lr"
+                fixed = {"name": name, "runs": options.runs, "init": options.init, setting: rate}
                 recipe("distill.py", {**fixed, "optim.steps": options.steps, "runtime.seed": seed, **settings})
                 found.append(json.loads((options.runs / name / "measured.json").read_text())["trained"])
             print(f"{way + ', ' + rate:32}" + "".join(f"{Spread.of([f[n] for f in found])!s:>24}" for n in FIGURES))

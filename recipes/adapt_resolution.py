@@ -62,6 +62,7 @@ class AdaptConfig:
             "evaluation": dataclasses.replace(old.evaluation, size=self.size),
         }
         if isinstance(old, DistillConfig):
+            changes["relative_lr"] = old.relative_lr * self.lr_share
             changes["targets"] = None  # they are of crops of the old size: the teacher itself is asked
         if isinstance(old, PretrainConfig):
             warmup = round(old.self_distillation.temperature_warmup_steps * pace)

@@ -18,6 +18,7 @@ if __name__ == "__main__":
 import functools
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -41,7 +42,7 @@ from dinov2_zoo.progress import progress, track
 from dinov2_zoo.reports.distillation import distillation_report, distillation_table
 from dinov2_zoo.targets.checks import needs_local
 from dinov2_zoo.training.plan import announce, check_run, hardware, settle
-from dinov2_zoo.training.preconditioning import Coordinates, measure_coordinates
+from dinov2_zoo.training.preconditioning import measure_coordinates
 from dinov2_zoo.training.run_folder import claim_run_folder
 from dinov2_zoo.training.runtime import Runtime
 from dinov2_zoo.training.session import Run, train_runs
@@ -125,16 +126,14 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
     stages = [start(module, one.network) for module, one in zip(modules, configs, strict=True)]
 
     # ---- training
-    def coordinates(module: Distillation) -> Coordinates | None:
-        if not config.precondition:
-            return None
-        some = some_batches(evaluation.fit_images, "Looking at the student's layers")
-        return measure_coordinates(module.student, some, device=runtime.device, autocast=runtime.autocast)
-
     def as_run(one: DistillConfig, module: Distillation, measured: Stages) -> Run:
-        start = list(measured.values())[-1].agreement
+        start, coordinates = list(measured.values())[-1].agreement, None
+        if one.preconditions:
+            one = replace(one, optim=replace(one.optim, base_lr=one.relative_lr))
+            some = some_batches(evaluation.fit_images, f"Looking at the layers of {one.network}")
+            coordinates = measure_coordinates(module.student, some, device=runtime.device, autocast=runtime.autocast)
         guard = (lambda: examine.score(module), start.score) if config.guard and start else None
-        return Run(one, module, lambda: examine(module).scalars(), coordinates(module), guard)
+        return Run(one, module, lambda: examine(module).scalars(), coordinates, guard)
 
     runs = [as_run(*parts) for parts in zip(configs, modules, stages, strict=True)]
     stream = functools.partial(batches, stage=stage)

@@ -9,9 +9,11 @@ AUTO: Any = "auto"
 """Default of a setting that is settled later, whatever its type."""
 
 if TYPE_CHECKING:  # to whoever reads a settled configuration these are plain numbers
+    AutoBool = bool
     AutoInt = int
     AutoPair = tuple[float, float]
 else:
+    AutoBool = bool | Literal["auto"]
     AutoInt = int | Literal["auto"]
     AutoPair = tuple[float, float] | Literal["auto"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dinov2_zoo.config.auto import AUTO, AutoInt, at_least, is_auto
+from dinov2_zoo.config.auto import AUTO, AutoBool, AutoInt, at_least, is_auto
 from dinov2_zoo.config.checks import check
 from dinov2_zoo.config.data import FinishConfig
 from dinov2_zoo.config.objective import HeadConfig, ObjectiveConfig
@@ -56,10 +56,13 @@ class DistillConfig(RunConfig):
     """What the student is asked to match."""
     finish: FinishConfig = field(default_factory=FinishConfig)
     """The last steps at several image sizes (features only)."""
-    precondition: bool = False
-    """Train each linear layer as if its inputs were centred and white, and each tensor by shares of its size: base_lr
-    is then the share of itself by which a tensor moves in a step, and one rate serves networks of any scale. For first
-    weights that are good already (`training/preconditioning.py`); without weight decay."""
+    precondition: AutoBool = AUTO
+    """Train each linear layer as if its inputs were centred and white, and each tensor by shares of its size, without
+    weight decay (`training/preconditioning.py`). "auto": for first weights that are good already, that is, all but
+    "random" ones and timm students."""
+    relative_lr: float = 1.75e-3
+    """Peak learning rate with `precondition`, in place of optim.base_lr and by the same square-root rule: the share of
+    itself by which a tensor moves in a step. One rate serves networks of any scale (chosen here, see LOG.md)."""
     guard: bool = True
     """Measure the average on the images kept out, ten times in the run; where it falls below its start, go back to the
     best one and on at half of the rate; release the best."""
@@ -86,10 +89,7 @@ class DistillConfig(RunConfig):
         )
         if not is_auto(self.loader.batch_size):
             self.objective.features.check_batch(self.loader.batch_size // self.optim.accumulate)
-        check(
-            not self.precondition or self.optim.weight_decay == (0, 0),
-            "precondition has no weight decay: set optim.weight_decay to [0, 0], or precondition to false.",
-        )
+        check(self.relative_lr > 0, "relative_lr must be above 0.")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -104,6 +104,12 @@ class DistillConfig(RunConfig):
         if is_auto(self.name):
             return [one.each()[0] for one in alone]
         return [replace(one, name=f"{self.name}-{run_name(one.student)}") for one in alone]
+
+    @property
+    def preconditions(self) -> bool:
+        """Whether this student's layers are preconditioned."""
+        good = self.init != "random" and not self.student.startswith("timm:")
+        return good if is_auto(self.precondition) else self.precondition
 
     def check_patch(self, patch: int) -> None:
         """The same, of the finishing stage's sizes too."""

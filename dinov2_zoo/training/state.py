@@ -45,11 +45,15 @@ class TrainState:
             module: On its device and sharded (`Runtime.shard`).
             config: Optimizer settings.
             global_batch: Images per optimizer step over all processes and micro-batches.
-            coordinates: In which the optimizer steps, measured before sharding; None: the network's own.
+            coordinates: In which the optimizer steps, measured before sharding; then nothing decays. None: the
+                network's own.
         """
         config = config.settled()
         student = module.get_submodule("student")
         groups = parameter_groups(student, config)
+        if coordinates:
+            for group in groups:
+                group["wd_multiplier"] = 0.0
         # lr and weight decay are set by the schedules before every step.
         optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, foreach=True)
         preconditioner = Preconditioner(student, coordinates) if coordinates else None

@@ -42,7 +42,7 @@ def test_the_store_says_what_a_run_is_of(made):
     config, _ = distill_arguments([f"--targets={made.store}"])
     assert (config.data, config.teacher) == (str(made.images), str(made.teacher))
     assert (config.crops.global_size, config.crops.local_count, config.evaluation.heldout_count) == (28, 2, 3)
-    assert config.name == "auto" and config.optim.base_lr == 2.5e-4  # own_images.yaml, not the demo
+    assert config.name == "auto" and config.optim.base_lr == 2e-3  # own_images.yaml, not the demo
     config, _ = distill_arguments([f"--targets={made.store}", "--crops.local_count=0", "--teacher=x"])
     assert (config.crops.local_count, config.crops.global_size, config.teacher) == (0, 28, "x")
 
