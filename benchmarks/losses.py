@@ -44,6 +44,7 @@ from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.tokens import BranchOutput, Tokens
 from dinov2_zoo.objectives.distillation import Distillation
 from dinov2_zoo.recipes import PRESETS, distill_arguments
+from dinov2_zoo.training.lane import Lane
 from dinov2_zoo.training.log import RunLog
 from dinov2_zoo.training.loop import train
 from dinov2_zoo.training.plan import hardware
@@ -163,7 +164,7 @@ class Comparison:
         state = TrainState.start(module, config, global_batch=batch, coordinates=coordinates)
         log = RunLog(None, LogConfig(progress=False), steps=steps)
         before = time.process_time()
-        train(self.runtime, state, self.batches(seed, steps, module.stage), log)
+        train(self.runtime, [Lane(state, log)], self.batches(seed, steps, module.stage))
         return time.process_time() - before
 
     @torch.no_grad()
@@ -225,7 +226,7 @@ def main() -> None:
     parser.add_argument("--student", help="default: the demo's")
     parser.add_argument("--seconds", type=float, default=120.0, help="CPU seconds of steps")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--lr", default="6e-5", help="base rate")
+    parser.add_argument("--lr", default="1.75e-3", help="relative_lr")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--ways", nargs="*", default=list(WAYS), metavar="WAY", help=", ".join(WAYS))
     parser.add_argument("--way", action="append", default=[], type=own_way, help='another: "NAME: setting=value ..."')
