@@ -46,6 +46,7 @@ from dinov2_zoo.training.preconditioning import measure_coordinates
 from dinov2_zoo.training.run_folder import claim_run_folder
 from dinov2_zoo.training.runtime import Runtime
 from dinov2_zoo.training.session import Run, train_runs
+from dinov2_zoo.training.state import TrainState
 from dinov2_zoo.training.stored_targets import take_targets
 
 Stages = dict[str, StudentMetrics]
@@ -144,17 +145,18 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
         if lane.error is None:
             if lane.state.guard:
                 lane.state.guard.finish()
-                say(lane.state.guard.remark or "", end="")
             measured["trained"] = examine(module)
-            release(one, runtime, module, measured, examine)
+            release(one, runtime, lane.state, measured, examine)
     if error := next((lane.error for lane in lanes if lane.error), None):
         raise error
 
 
-def release(config: DistillConfig, runtime: Runtime, module: Distillation, stages: Stages, examine: Examiner) -> None:
+def release(config: DistillConfig, runtime: Runtime, state: TrainState, stages: Stages, examine: Examiner) -> None:
     """Write a trained student and its report into its run folder, and show its table."""
-    folder = config.folder
+    folder, module, remarks = config.folder, state.module, state.guard.remarks if state.guard else []
+    assert isinstance(module, Distillation)
     table = distillation_table(stages, examine, module, metrics=folder / "metrics.jsonl")
+    table = replace(table, note=" ".join([table.note, *remarks]))
     weights = runtime.full_state_dict(module.ema)
     if runtime.is_main:
         save_student(folder / "student", module, weights)

@@ -52,13 +52,18 @@ class Guard:
         return float(self._numbers[3])
 
     @property
-    def remark(self) -> str | None:
-        """What happened, for a report; None where training simply went well."""
-        step, cut = int(self._numbers[1]), self.rate < 1
-        told = [f"the learning rate was cut to {self.rate:g} of what was set"] if cut else []
-        if step < self.steps:
-            told.append("the student is its start" if step == 0 else f"the student is the average of step {step:,}")
-        return (f"On images kept out, later averages were worse: {' and '.join(told)}.") if told else None
+    def remarks(self) -> list[str]:
+        """What happened, in sentences for a report; none where training simply went well."""
+        told: list[str] = []
+        if self.rate < 1:
+            told.append(
+                f"The average fell below its start on images kept out: the learning rate was cut to {self.rate:g} of "
+                "what was set."
+            )
+        if (step := int(self._numbers[1])) < self.steps:
+            released = f"the average of step {step:,}, the best" if step else "its start: no average was better"
+            told.append(f"The student is {released} on images kept out.")
+        return told
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold of it."""

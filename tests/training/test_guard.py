@@ -1,7 +1,5 @@
 """The guard: what it keeps, when it cuts the rate, what it says, and that a student is never worse than its start."""
 
-import json
-
 import pytest
 import torch
 from torch import nn
@@ -40,21 +38,23 @@ def test_a_run_that_goes_well_keeps_its_last_average_and_says_nothing():
     course = Course({5: 1.1, 10: 1.2, 15: 1.15, 20: 1.3}, steps=20)
     course.go(20)
     course.guard.finish()
-    assert value(course.ema) == 20 and course.guard.remark is None and course.said == [] and course.guard.rate == 1
+    assert value(course.ema) == 20 and course.guard.remarks == [] and course.said == [] and course.guard.rate == 1
 
 
 def test_the_best_average_is_released_where_the_last_is_worse():
     course = Course({5: 1.1, 10: 1.4, 15: 1.2, 20: 1.3}, steps=20)
     course.go(20)
     course.guard.finish()
-    assert value(course.ema) == 10 and "the student is the average of step 10" in course.guard.remark
+    assert value(course.ema) == 10 and course.guard.remarks == [
+        "The student is the average of step 10, the best on images kept out."
+    ]
 
 
 def test_nothing_better_than_the_start_releases_the_start():
     course = Course({5: 0.9, 10: 1.0, 15: 0.5, 20: 0.7}, steps=20)
     course.go(20)
     course.guard.finish()
-    assert value(course.ema) == 0 and "the student is its start" in course.guard.remark
+    assert value(course.ema) == 0 and "The student is its start" in course.guard.remarks[-1]
 
 
 def test_twice_below_the_start_halves_the_rate_and_goes_back():
@@ -67,7 +67,7 @@ def test_twice_below_the_start_halves_the_rate_and_goes_back():
     course.go(20)
     assert course.guard.rate == 0.5  # it counts anew
     course.go(25)
-    assert course.guard.rate == 0.25 and "cut to 0.25" in course.guard.remark
+    assert course.guard.rate == 0.25 and "cut to 0.25" in course.guard.remarks[0]
 
 
 def test_once_below_is_forgiven():
@@ -99,4 +99,4 @@ def test_its_tensors_carry_it_over():
     second.guard.finish()
     assert value(second.ema) == value(whole.ema) == 5
     assert torch.equal(second.guard.tensors()["numbers"], whole.guard.tensors()["numbers"])
-    assert json.dumps(second.guard.remark) == json.dumps(whole.guard.remark)
+    assert second.guard.remarks == whole.guard.remarks
