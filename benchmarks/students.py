@@ -66,7 +66,7 @@ class Row:
 
 
 # A start without steps: one, at a rate that changes nothing.
-NO_STEPS = ("--optim.base_lr", "1e-12", "--optim.warmup_steps", "0")
+NO_STEPS = ("--relative_lr", "1e-12", "--optim.warmup_steps", "0", "--guard", "false")
 RANDOM = ("--student", f"timm:{lightly.STUDENT}", "--init", "random", "--optim.base_lr", "2e-3")
 ROWS = (
     Row("untrained vitti14_reg4", "untrained"),

@@ -24,75 +24,59 @@ from rich.console import Console
 
 from dinov2_zoo.config import DistillConfig, to_dict
 from dinov2_zoo.config.distill import INITS
-from dinov2_zoo.config.settle import settle_data
 from dinov2_zoo.data.batch import Batch
-from dinov2_zoo.data.heldout import open_images, split_heldout
 from dinov2_zoo.data.loader import train_loader
 from dinov2_zoo.data.sources import describe, open_source
 from dinov2_zoo.evaluation.distilled.heldout import Examiner, StudentMetrics, load_images
-from dinov2_zoo.evaluation.table import terminal_table
 from dinov2_zoo.hub.build import build_distillations
-from dinov2_zoo.hub.student import save_student
 from dinov2_zoo.hub.teacher import network_of_stored
 from dinov2_zoo.initialisation.projector import fit_projector
 from dinov2_zoo.initialisation.student import first_weights
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.objectives.distillation import Distillation
 from dinov2_zoo.progress import progress, track
-from dinov2_zoo.reports.distillation import distillation_report, distillation_table
+from dinov2_zoo.reports.release import Stages, release_student
 from dinov2_zoo.targets.checks import needs_local
-from dinov2_zoo.training.plan import announce, check_run, hardware, settle
+from dinov2_zoo.training.plan import announce, check_run, open_run, settle
 from dinov2_zoo.training.preconditioning import measure_coordinates
 from dinov2_zoo.training.run_folder import claim_run_folder
 from dinov2_zoo.training.runtime import Runtime
 from dinov2_zoo.training.session import Run, train_runs
-from dinov2_zoo.training.state import TrainState
 from dinov2_zoo.training.stored_targets import take_targets
-
-Stages = dict[str, StudentMetrics]
 
 
 def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> None:
     """The run, or those of several students: settle, measure, start, measure, train, measure, release."""
     say = Console(soft_wrap=True).print if runtime.is_main else (lambda *_, **__: None)
     # ---- images and settings
-    source, heldout = open_images(config.data, config.evaluation.heldout)
-    asked, images = config, source
-    config = settle_data(config, len(source), apart=heldout is not None, hardware=hardware(runtime))
-    evaluation = config.evaluation
-    if heldout is None and evaluation.heldout_count:
-        images, heldout = split_heldout(source, evaluation.heldout_count, config.runtime.seed)
-    labelled = open_source(evaluation.labelled) if evaluation.labelled else None
+    asked, (config, source, images, heldout) = config, open_run(config, runtime)
     store = take_targets(config, runtime, images, heldout)
     with runtime.main_first():
         modules = [runtime.place(module) for module in build_distillations(config, store)]
     read = functools.partial(train_loader, images, config.crops, rank=runtime.rank, world_size=runtime.world_size)
     if store:
         read = functools.partial(read, targets=store.reader(config.crops.local_count if needs_local(config) else 0))
-    finishing = functools.partial(
-        modules[0].finishing, config.finish, config.crops.global_size, seed=config.runtime.seed
-    )
+    size, seed = config.crops.global_size, config.runtime.seed
+    finishing = functools.partial(modules[0].finishing, config.finish, size, seed=seed)
     if not any((one.folder / "config.json").exists() for one in config.each()):
-        one = functools.partial(read, seed=config.runtime.seed, steps=1)
+        one = functools.partial(read, seed=seed, steps=1)
         config, seconds = settle(asked, config, runtime, modules, one, images=len(images), stage=finishing(steps=1))
-        kept = 0 if heldout is None else len(heldout)
-        say(announce(config, describe(source), train=len(images), heldout=kept, seconds=seconds))
+        say(announce(config, describe(source), train=len(images), heldout=len(heldout or ()), seconds=seconds))
         if store:
             say(store.announce(config.optim.steps * config.loader.batch_size / len(images)))
-    evaluation, configs = config.evaluation, config.each()
-    stage = finishing(steps=config.optim.steps)
+    evaluation, configs, stage = config.evaluation, config.each(), finishing(steps=config.optim.steps)
     for module in modules:
         module.stage = stage
     batches = functools.partial(read, config.loader, accumulate=config.optim.accumulate)
 
     def some_batches(count: int, what: str) -> Iterable[Batch]:
         steps = math.ceil(count / config.loader.batch_size)
-        seed = config.runtime.seed + (store is None)  # other crops than in training, unless they must be stored ones
-        return track(batches(seed=seed, steps=steps), steps, what, runtime.console)
+        other = seed + (store is None)  # other crops than in training, unless they must be stored ones
+        return track(batches(seed=other, steps=steps), steps, what, runtime.console)
 
     examine = Examiner(
         load_images(heldout, evaluation.size) if heldout else None,
-        labelled,
+        open_source(evaluation.labelled) if evaluation.labelled else None,
         config=evaluation,
         device=runtime.device,
         autocast=runtime.autocast,
@@ -116,11 +100,10 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
         stages: Stages = {"random" if config.init in INITS else "before": measure_start(module)}
         if config.init in ("fitted", "selected") and isinstance(module.student.backbone, VisionTransformer):
             some = some_batches(config.init_images, f"Reading images for the first weights of {student}")
-            teacher = runtime.place(network_of_stored(config.teacher, store)) if store else None
+            network = runtime.place(network_of_stored(config.teacher, store)) if store else None
             blocks = len(module.student.backbone.blocks)
             with progress(f"Fitting the first weights of {student}", blocks, console=runtime.console) as advance:
-                first_weights(module, config.init, some, runtime.autocast, lambda *_: advance(), network=teacher)
-            del teacher
+                first_weights(module, config.init, some, runtime.autocast, lambda *_: advance(), network=network)
             stages["start"] = measure_start(module)
         return stages
 
@@ -137,8 +120,7 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
         return Run(one, module, lambda: examine(module).scalars(), coordinates, guard)
 
     runs = [as_run(*parts) for parts in zip(configs, modules, stages, strict=True)]
-    stream = functools.partial(batches, stage=stage)
-    lanes = train_runs(runs, runtime, stream, images=len(images), resume=resume)
+    lanes = train_runs(runs, runtime, functools.partial(batches, stage=stage), images=len(images), resume=resume)
 
     # ---- after: the average is what is released
     for one, module, lane, measured in zip(configs, modules, lanes, stages, strict=True):
@@ -146,23 +128,9 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
             if lane.state.guard:
                 lane.state.guard.finish()
             measured["trained"] = examine(module)
-            release(one, runtime, lane.state, measured, examine)
+            release_student(one, runtime, lane.state, measured, examine)
     if error := next((lane.error for lane in lanes if lane.error), None):
         raise error
-
-
-def release(config: DistillConfig, runtime: Runtime, state: TrainState, stages: Stages, examine: Examiner) -> None:
-    """Write a trained student and its report into its run folder, and show its table."""
-    folder, module, remarks = config.folder, state.module, state.guard.remarks if state.guard else []
-    assert isinstance(module, Distillation)
-    table = distillation_table(stages, examine, module, metrics=folder / "metrics.jsonl")
-    table = replace(table, note=" ".join([table.note, *remarks]))
-    weights = runtime.full_state_dict(module.ema)
-    if runtime.is_main:
-        save_student(folder / "student", module, weights)
-        distillation_report(folder, table, stages, examine, pictures=config.evaluation.pictures)
-        places = f"Student   {folder}/student\nReport    {folder}/report.html\nPictures  {folder}/features.jpg"
-        Console(soft_wrap=True).print(terminal_table(table), places, sep="\n")
 
 
 def launch(config: DistillConfig, *, resume: str | None) -> None:

@@ -12,16 +12,19 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from dinov2_zoo.config import RunConfig, to_dict
-from dinov2_zoo.config.settle import Cost, Hardware, adopt, settle_length
+from dinov2_zoo.config import DistillConfig, RunConfig, to_dict
+from dinov2_zoo.config.settle import Cost, Hardware, adopt, settle_data, settle_length
 from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.data.finishing import FinishingStage, resized
+from dinov2_zoo.data.heldout import open_images, split_heldout
+from dinov2_zoo.data.sources import Source
 from dinov2_zoo.progress import duration
 from dinov2_zoo.training.lane import ask_teacher
 from dinov2_zoo.training.run_folder import check_run_folder
 from dinov2_zoo.training.runtime import Runtime
 
 C = TypeVar("C", bound=RunConfig)
+D = TypeVar("D", bound=DistillConfig)
 
 MEMORY_SHARE = 0.7
 """Share of the free memory that batches may fill."""
@@ -58,6 +61,24 @@ def check_run(config: C, *, resume: str | None) -> C:
 def hardware(runtime: Runtime) -> Hardware:
     """What a run has."""
     return Hardware(runtime.device.type, runtime.world_size, runtime.cores)
+
+
+def open_run(asked: D, runtime: Runtime) -> tuple[D, Source, Source, Source | None]:
+    """Open a distillation's images, and settle what follows from their number.
+
+    Returns:
+        The configuration, all images of `data`, those to train on, and those to measure on, if there are any.
+
+    Raises:
+        DataError: There are no images, or too few.
+        ConfigError: A setting does not go with their number.
+    """
+    source, heldout = open_images(asked.data, asked.evaluation.heldout)
+    config = settle_data(asked, len(source), apart=heldout is not None, hardware=hardware(runtime))
+    images, count = source, config.evaluation.heldout_count
+    if heldout is None and count:
+        images, heldout = split_heldout(source, count, config.runtime.seed)
+    return config, source, images, heldout
 
 
 def settle(

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from stopped_training import killed_after_step
 from target_stores import CROPS
 
 from dinov2_zoo import Dinov2Model
@@ -15,7 +16,7 @@ from dinov2_zoo.training import session
 OPTIONS = (
     "--student=vitti14 --optim.steps=8 --optim.warmup_steps=1 --loader.batch_size=3 --loader.workers=0 "
     "--evaluation.fit_images=9 --init_images=9 --runtime.threads=1 --log.progress=false --log.every=1 "
-    "--runtime.precision=fp32 --checkpoint.every=2 --evaluation.every=4"
+    "--runtime.precision=fp32 --checkpoint.every=2 --evaluation.every=4 --guard=false"
 )
 
 
@@ -86,9 +87,9 @@ def test_held_out_images_are_judged_by_the_teacher_itself(made, tmp_path):
 def test_a_start_from_the_teacher_loads_it_and_lets_it_go(made, tmp_path, loads, monkeypatch):
     seen, train = [], session.train
 
-    def look(runtime, state, *rest, **more):
-        seen.append(state.module)
-        train(runtime, state, *rest, **more)
+    def look(runtime, lanes, *rest, **more):
+        seen.append(lanes[0].state.module)
+        train(runtime, lanes, *rest, **more)
 
     monkeypatch.setattr(session, "train", look)
     run = distil(made, tmp_path, "fitted", "--init=selected")
@@ -100,20 +101,9 @@ def test_a_start_from_the_teacher_loads_it_and_lets_it_go(made, tmp_path, loads,
 
 
 def test_an_interrupted_run_goes_on_bit_for_bit(made, tmp_path, monkeypatch):
-    whole = session.train
     expected = load_file(distil(made, tmp_path, "one", "--init=random") / "student/model.safetensors")
-
-    def interrupted(runtime, state, batches, log, hooks, **more):
-        def stop(state, _):
-            if state.step == 5:  # one step after its checkpoint, in the second stored epoch
-                raise InterruptedError
-
-        whole(runtime, state, batches, log, [*hooks, stop], **more)
-
-    monkeypatch.setattr(session, "train", interrupted)
-    with pytest.raises(InterruptedError):
+    with killed_after_step(5, monkeypatch):  # one step after its checkpoint, in the second stored epoch
         distil(made, tmp_path, "two", "--init=random")
-    monkeypatch.setattr(session, "train", whole)
     config, options = distill_arguments([f"--resume={tmp_path}/two"])
     assert config.targets == str(made.store)
     distill.launch(config, resume=options.resume)

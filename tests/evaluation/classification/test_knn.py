@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dinov2_zoo.errors import DataError
-from dinov2_zoo.evaluation.classification import neighbours
+from dinov2_zoo.evaluation import neighbours
 from dinov2_zoo.evaluation.classification.knn import knn_accuracy, knn_leave_one_out
 
 
