@@ -101,6 +101,7 @@ class DistillConfig(RunConfig):
         if not self.students:
             return super().each()
         alone = [replace(self, student=student, students=()) for student in self.students]
+        alone = [replace(one, precondition=one.preconditions) for one in alone]
         if is_auto(self.name):
             return [one.each()[0] for one in alone]
         return [replace(one, name=f"{self.name}-{run_name(one.student)}") for one in alone]

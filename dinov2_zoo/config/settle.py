@@ -105,6 +105,8 @@ def settle_data(config: C, images: int, *, apart: bool, hardware: Hardware) -> C
     if is_auto(evaluation.size):
         evaluation = dataclasses.replace(evaluation, size=config.crops.global_size)
     loader = dataclasses.replace(loader, batch_size=batch, workers=workers)
+    if isinstance(config, DistillConfig) and not config.students:  # of several, each has its own
+        config = dataclasses.replace(config, precondition=config.preconditions)
     return dataclasses.replace(config, loader=loader, evaluation=evaluation)
 
 

@@ -11,7 +11,7 @@ from dinov2_zoo.config import ModelConfig
 from dinov2_zoo.hub.model import Dinov2Model
 from dinov2_zoo.recipes import store_targets
 
-CROPS = ("--crops.global_size=28", "--crops.local_size=14", "--crops.local_count=2")
+CROPS = ("--crops.global_size=28", "--crops.local_size=14", "--crops.local_count=2", "--crops.mix=0")
 SETTINGS = (*CROPS, "--epochs=2", "--directions=12", "--evaluation.heldout_count=3", "--fit_images=18")
 MACHINE = ("--loader.batch_size=4", "--loader.workers=0", "--runtime.threads=1", "--runtime.precision=fp32")
 
