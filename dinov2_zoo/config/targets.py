@@ -53,7 +53,7 @@ class StoreTargetsConfig:
     fit_images: AutoInt = AUTO
     """Images whose crops the directions are found on. "auto": 1024 on a GPU, 240 on a CPU; at most all."""
     crops: CropConfig = field(default_factory=lambda: CropConfig(local_count=0, mix=0.5))
-    """Augmentation, by default as of `distill` on images of your own; a distillation with these targets has the same."""
+    """Augmentation, by default as in `distill` on images of your own; a distillation with these targets has it too."""
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     """Reading; the batch is what the teacher sees at a time in each process ("auto": 128 on a GPU, 16 on a CPU)."""
     evaluation: HeldoutConfig = field(default_factory=HeldoutConfig)
