@@ -1,8 +1,8 @@
 """What is released is never worse than an earlier average, and least of all than the start.
 
 First weights that are fitted to a teacher are good, and a rate that is too high for a network or a folder of images
-undoes them. So the average is measured now and then on images kept out of training. Where it is below the start twice
-in a row, the run goes back to the best average and on from there at half of the rate; at its end the best is kept.
+undoes them. So the average is measured now and then on images kept out of training. Where it is clearly below the start
+twice in a row, the run goes back to the best average and on from there at half of the rate; at its end the best is kept.
 """
 
 import math
@@ -15,8 +15,11 @@ from dinov2_zoo.training.ema import local_shards
 
 CHECKS = 10
 """Times that a run is measured, but not more often than every fifth step (chosen here)."""
+DIP = 0.05
+"""Share of the start's measurement by which an average may fall: at the height of the rate it does, and recovers once
+the rate falls (chosen here, see LOG.md)."""
 PATIENCE = 2
-"""Measurements in a row below the start, after which the rate is cut (chosen here)."""
+"""Measurements in a row below that, after which the rate is cut (chosen here)."""
 
 
 class Guard:
@@ -43,7 +46,7 @@ class Guard:
         self.every = max(5, math.ceil(steps / CHECKS))
         self.steps = steps
         self._best = {name: tensor.detach().clone() for name, tensor in ema.state_dict().items()}
-        # The best measurement and its step, how often in a row the last ones were below the start, the rate's share.
+        # The best measurement and its step, how often in a row the last ones were too low, the rate's share.
         self._numbers = torch.tensor([start, 0, 0, 1], dtype=torch.float64)
 
     @property
@@ -82,7 +85,7 @@ class Guard:
         if step >= self.steps or step % self.every:
             return {}
         score = self.measure()
-        self._numbers[2] = 0 if score >= self.start else self._numbers[2] + 1
+        self._numbers[2] = 0 if score >= self.start - DIP * abs(self.start) else self._numbers[2] + 1
         if score > self._numbers[0]:
             self._keep(score, step)
         if self._numbers[2] >= PATIENCE:

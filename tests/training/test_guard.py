@@ -70,10 +70,16 @@ def test_twice_below_the_start_halves_the_rate_and_goes_back():
     assert course.guard.rate == 0.25 and "cut to 0.25" in course.guard.remarks[0]
 
 
-def test_once_below_is_forgiven():
+def test_a_dip_is_forgiven_and_so_is_one_low_measurement():
     course = Course({5: 0.9, 10: 1.1, 15: 0.9, 20: 1.1, 25: 0.9}, steps=30)
     course.go(29)
     assert course.guard.rate == 1 and course.said == []
+    course = Course(dict.fromkeys(range(5, 30, 5), 0.951), steps=30)
+    course.go(29)
+    assert course.guard.rate == 1
+    course = Course(dict.fromkeys(range(5, 30, 5), 0.949), steps=30)
+    course.go(29)
+    assert course.guard.rate == 0.25
 
 
 @pytest.mark.parametrize(("steps", "every"), [(7, 5), (50, 5), (51, 6), (200, 20)])
