@@ -68,11 +68,16 @@ class Row:
 # A start without steps: one, at a rate that changes nothing.
 NO_STEPS = ("--relative_lr", "1e-12", "--optim.warmup_steps", "0", "--guard", "false")
 RANDOM = ("--student", f"timm:{lightly.STUDENT}", "--init", "random", "--optim.base_lr", "2e-3")
+STORE = (
+    "store-targets", "{train}", "--to", "{folder}-targets", "--teacher", TEACHER, "--epochs", "2",
+    "--crops.global_size", str(SIZE), "--loader.workers", "0", "--runtime.threads", "1", "--runtime.precision", "bf16",
+)  # fmt: skip
 ROWS = (
     Row("untrained vitti14_reg4", "untrained"),
     Row("untrained vit_tiny/16", "untrained", tiny16=True),
     Row("ours, start only", "ours", NO_STEPS, steps=1),
     Row("ours, start + steps", "ours"),
+    Row("ours, stored targets", "ours", ("--targets", "{folder}-targets"), before=STORE),
     Row("ours, vit_tiny/16, random start", "ours", RANDOM, tiny16=True),
     Row("lightly-train v1, vit_tiny/16", "lightly", ("distillationv1",), tiny16=True),
     Row("lightly-train v2, vit_tiny/16", "lightly", ("distillationv2",), tiny16=True),
