@@ -71,6 +71,7 @@ RANDOM = ("--student", f"timm:{lightly.STUDENT}", "--init", "random", "--optim.b
 STORE = (
     "store-targets", "{train}", "--to", "{folder}-targets", "--teacher", TEACHER, "--epochs", "2",
     "--crops.global_size", str(SIZE), "--loader.workers", "0", "--runtime.threads", "1", "--runtime.precision", "bf16",
+    "--runtime.seed", "{seed}",
 )  # fmt: skip
 ROWS = (
     Row("untrained vitti14_reg4", "untrained"),
@@ -118,7 +119,7 @@ class Training:
         }  # fmt: skip
         if not row.tiny16:
             fixed["student"] = "vitti14_reg4"
-        fill = {"{folder}": str(folder), "{train}": str(self.train)}
+        fill = {"{folder}": str(folder), "{train}": str(self.train), "{seed}": str(seed)}
         flags = [f"--{key}={value}" for key, value in fixed.items()] + [filled(word, fill) for word in row.options]
         commands = [[python, str(HERE.parent / "recipes/distill.py"), str(self.train), *flags]]
         if row.before:

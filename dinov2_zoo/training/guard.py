@@ -1,8 +1,9 @@
 """What is released is never worse than an earlier average, and least of all than the start.
 
 First weights that are fitted to a teacher are good, and a rate that is too high for a network or a folder of images
-undoes them. So the average is measured now and then on images kept out of training. Where it is clearly below the start
-twice in a row, the run goes back to the best average and on from there at half of the rate; at its end the best is kept.
+undoes them. So the average is measured now and then on images kept out of training. Where it is clearly below the
+start twice in a row, the run goes back to the best average and on from there at half of the rate; at its end the best
+is kept.
 """
 
 import math
