@@ -91,6 +91,20 @@ def test_the_fitted_start_is_nearer_to_the_teacher_than_random_weights(run):
     assert measured["start"]["patch_cosine_centred"] > measured["random"]["patch_cosine_centred"] + 0.05
 
 
+def score(measured):
+    return sum(measured[name] for name in ("class_cosine_centred", "patch_cosine_centred", "patch_neighbours")) / 3
+
+
+def test_the_released_student_is_not_worse_than_its_start_on_held_out_images(run, launch, place, tmp_path, capsys):
+    measured = json.loads((run[0] / "measured.json").read_text())
+    assert score(measured["trained"]) >= score(measured["start"])
+    launch(options(place, tmp_path, "wild", "--relative_lr=5", "--optim.warmup_steps=0", "--finish.share=0"))
+    measured = json.loads((tmp_path / "wild/measured.json").read_text())
+    assert measured["trained"] == measured["start"]
+    said = "The student is its start: no average was better on images kept out."
+    assert said in " ".join(capsys.readouterr().out.split()) and said in (tmp_path / "wild/report.html").read_text()
+
+
 @pytest.mark.parametrize("size", [(56, 56), (70, 112)])
 def test_three_libraries_load_the_student_with_the_same_features(run, size):
     folder, pixels = run[0] / "student", torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
