@@ -68,7 +68,8 @@ def record_bad_step(
         count = f" It is the bad step number {state.bad_steps} of this run." if state.bad_steps > 1 else ""
         raise TrainingError(
             f"{sentence}{count} The weights are those before this step: resume from the last checkpoint with a lower "
-            "optim.base_lr or more warm-up, runtime.precision fp32, or let optim.max_bad_steps leave such steps out."
+            "rate (relative_lr after a good start, else optim.base_lr), more warm-up or runtime.precision fp32, or let "
+            "optim.max_bad_steps leave such steps out."
         )
     return sentence
 
