@@ -4,6 +4,7 @@ Paper     Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Su
 Try it    dinov2-zoo distill: a ViT-S/14 into a ViT-Ti/14 on the photos of three Python packages, minutes on 2 CPU cores
 Your own  dinov2-zoo distill PHOTOS --student vits14_reg4
           dinov2-zoo distill PHOTOS --students vitti14 vits14: several at once, the teacher is asked once for all
+          dinov2-zoo distill PHOTOS --teacher dino=facebook/dinov2-base,other=timm:NAME: several teachers
 Presets   --config FILE, from recipes/configs/: demo.yaml (read without images), own_images.yaml (read with images) or
           paper_vits14.yaml; further options override it.
 Result    runs/<name>/student loads with Dinov2Model, timm and transformers; runs/<name>/report.html shows it.
@@ -106,8 +107,9 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
     # ---- before: as drawn, and as it starts. All of it follows from the seed, so a resumed run repeats it.
     def measure_start(module: Distillation) -> StudentMetrics:
         if config.objective.kind == "features":
-            fits = some_batches(evaluation.fit_images, "Comparing student and teacher")
-            fit_projector(module, fits, device=runtime.device, autocast=runtime.autocast)
+            for lesson in module.lessons():
+                fits = some_batches(evaluation.fit_images, "Comparing student and teacher")
+                fit_projector(module, fits, device=runtime.device, autocast=runtime.autocast, lesson=lesson)
         return examine(module)
 
     def start(module: Distillation, student: str) -> Stages:
@@ -132,8 +134,8 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
         return measure_coordinates(module.student, some, device=runtime.device, autocast=runtime.autocast)
 
     def as_run(one: DistillConfig, module: Distillation, measured: Stages) -> Run:
-        start = list(measured.values())[-1].agreement
-        guard = (lambda: examine.score(module), start.score) if config.guard and start else None
+        start = list(measured.values())[-1].score
+        guard = (lambda: examine.score(module), start) if config.guard and start is not None else None
         return Run(one, module, lambda: examine(module).scalars(), coordinates(module), guard)
 
     runs = [as_run(*parts) for parts in zip(configs, modules, stages, strict=True)]
