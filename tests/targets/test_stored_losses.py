@@ -33,7 +33,7 @@ def pair(place, *options):
     config, _ = parse(DistillConfig, names)
     opened = open_store(str(place.store))
     torch.manual_seed(0)
-    live, stored = build_distillation(config), build_distillation(config, opened)
+    live, stored = build_distillation(config), build_distillation(config, store=opened)
     for branch in ("student", "ema"):
         getattr(stored, branch).load_state_dict(getattr(live, branch).state_dict())
     if live.teacher.dino is not None:  # random heads: the same
