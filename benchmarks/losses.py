@@ -35,7 +35,8 @@ from dinov2_zoo.data.heldout import open_images, split_heldout
 from dinov2_zoo.data.loader import train_loader
 from dinov2_zoo.data.sources import open_source
 from dinov2_zoo.evaluation.distilled.agreement import agreement
-from dinov2_zoo.evaluation.distilled.heldout import BATCH, BranchEncoder, Examiner, load_images
+from dinov2_zoo.evaluation.distilled.branch_encoder import BATCH, BranchEncoder
+from dinov2_zoo.evaluation.distilled.heldout import Examiner, load_images
 from dinov2_zoo.hub.build import build_distillation
 from dinov2_zoo.initialisation.projector import fit_projector
 from dinov2_zoo.initialisation.ridge import fit_maps

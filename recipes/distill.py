@@ -3,7 +3,7 @@
 Paper     Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Supervision", section 5.
 Try it    dinov2-zoo distill: a ViT-S/14 into a ViT-Ti/14 on the photos of three Python packages, minutes on 2 CPU cores
 Your own  dinov2-zoo distill PHOTOS --student vits14_reg4
-          dinov2-zoo distill PHOTOS --students vitti14 vits14: several at once, the teacher is asked once for all
+          dinov2-zoo distill PHOTOS --students vitti14 vits14 --teacher dino=facebook/dinov2-base,other=timm:NAME
 Presets   --config FILE, from recipes/configs/: demo.yaml (read without images), own_images.yaml (read with images) or
           paper_vits14.yaml; further options override it.
 Result    runs/<name>/student loads with Dinov2Model, timm and transformers; runs/<name>/report.html shows it.
@@ -56,8 +56,8 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
     read = functools.partial(train_loader, images, config.crops, rank=runtime.rank, world_size=runtime.world_size)
     if store:
         read = functools.partial(read, targets=store.reader(config.crops.local_count if needs_local(config) else 0))
-    size, seed = config.crops.global_size, config.runtime.seed
-    finishing = functools.partial(modules[0].finishing, config.finish, size, seed=seed)
+    seed = config.runtime.seed
+    finishing = functools.partial(modules[0].finishing, config.finish, config.crops.global_size, seed=seed)
     if not any((one.folder / "config.json").exists() for one in config.each()):
         one = functools.partial(read, seed=seed, steps=1)
         config, seconds = settle(asked, config, runtime, modules, one, images=len(images), stage=finishing(steps=1))
@@ -74,13 +74,14 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
         other = seed + (store is None)  # other crops than in training, unless they must be stored ones
         return track(batches(seed=other, steps=steps), steps, what, runtime.console)
 
+    fits = functools.partial(some_batches, evaluation.fit_images, "Comparing student and teacher")
     examine = Examiner(
         load_images(heldout, evaluation.size) if heldout else None,
         open_source(evaluation.labelled) if evaluation.labelled else None,
         config=evaluation,
         device=runtime.device,
         autocast=runtime.autocast,
-        fit_batches=lambda: some_batches(evaluation.fit_images, "Comparing student and teacher"),
+        fit_batches=fits,
     )
     if store and heldout:
         examine.teacher = store.heldout(runtime.device)
@@ -92,8 +93,8 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
     # ---- before: as drawn, and as it starts. All of it follows from the seed, so a resumed run repeats it.
     def measure_start(module: Distillation) -> StudentMetrics:
         if config.objective.kind == "features":
-            fits = some_batches(evaluation.fit_images, "Comparing student and teacher")
-            fit_projector(module, fits, device=runtime.device, autocast=runtime.autocast)
+            for lesson in module.lessons():
+                fit_projector(module, fits(), device=runtime.device, autocast=runtime.autocast, lesson=lesson)
         return examine(module)
 
     def start(module: Distillation, student: str) -> Stages:
@@ -111,12 +112,11 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
 
     # ---- training
     def as_run(one: DistillConfig, module: Distillation, measured: Stages) -> Run:
-        start, coordinates = list(measured.values())[-1].agreement, None
+        start, coordinates = list(measured.values())[-1].score, None
         if one.preconditions:
             one = replace(one, optim=replace(one.optim, base_lr=one.relative_lr))
-            some = some_batches(evaluation.fit_images, f"Looking at the layers of {one.network}")
-            coordinates = measure_coordinates(module.student, some, device=runtime.device, autocast=runtime.autocast)
-        guard = (lambda: examine.score(module), start.score) if config.guard and start else None
+            coordinates = measure_coordinates(module.student, fits(), device=runtime.device, autocast=runtime.autocast)
+        guard = (lambda: examine.score(module), start) if config.guard and start is not None else None
         return Run(one, module, lambda: examine(module).scalars(), coordinates, guard)
 
     runs = [as_run(*parts) for parts in zip(configs, modules, stages, strict=True)]

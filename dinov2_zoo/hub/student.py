@@ -10,12 +10,14 @@ from dinov2_zoo.models.students import TimmStudent
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.objectives.distillation import Distillation
 from dinov2_zoo.objectives.features import FeaturesObjective
+from dinov2_zoo.objectives.several_teachers import SeveralTeachers
 from dinov2_zoo.weights.checksums import write_checksums
 from dinov2_zoo.weights.heads import HEADS_FILE, MADE_ON, norms_fingerprint, save_heads
 from dinov2_zoo.weights.save import save_tensors, writing
 from dinov2_zoo.weights.write import save_timm, save_weights
 
 PROJECTOR_FILE = "projector.safetensors"
+FURTHER_PROJECTOR_FILE = "projector-{name}.safetensors"
 
 
 def save_branch(folder: Path, branch: Branch, weights: dict[str, Tensor], **about: str) -> None:
@@ -49,16 +51,22 @@ def save_student(folder: Path, distillation: Distillation, average: dict[str, Te
     Args:
         folder: To be created, as by `save_branch`; with projector.safetensors, where it was distilled by features: maps
             `class_token` and `patches` from the student's tokens to its teacher's, linear, or two layers `fc1`, `fc2`
-            with GELU between.
+            with GELU between. Of several teachers the main one's, and projector-NAME.safetensors for each other.
         distillation: The run's module.
         average: All weights of its `ema` branch as whole CPU tensors.
     """
     save_branch(folder, distillation.ema, average)
-    if isinstance(distillation.objective, FeaturesObjective):
-        projector = _unstandardised(_part(average, "projector"), distillation.objective)
-        with writing(folder):
-            save_tensors(projector, folder / PROJECTOR_FILE)
-            write_checksums(folder, PROJECTOR_FILE)
+    if not isinstance(distillation.objective, FeaturesObjective):
+        return
+    projectors = {PROJECTOR_FILE: (_part(average, "projector"), distillation.objective)}
+    if isinstance(distillation, SeveralTeachers):
+        further = _part(average, "further")
+        for number, (name, lesson) in enumerate(zip(distillation.names[1:], distillation.lessons()[1:], strict=True)):
+            projectors[FURTHER_PROJECTOR_FILE.format(name=name)] = _part(further, str(number)), lesson.objective
+    with writing(folder):
+        for file, (weights, objective) in projectors.items():
+            save_tensors(_unstandardised(weights, objective), folder / file)
+            write_checksums(folder, file)
 
 
 def _part(weights: dict[str, Tensor], child: str) -> dict[str, Tensor]:

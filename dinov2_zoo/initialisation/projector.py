@@ -9,12 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dinov2_zoo.data.batch import Batch
-from dinov2_zoo.initialisation.ridge import LinearMap, Moments, fit_maps, sum_over_processes
-from dinov2_zoo.models.branch import Branch
+from dinov2_zoo.initialisation.ridge import LinearMap, Moments, Network, fit_maps, sum_over_processes
 from dinov2_zoo.models.heads import ProjectorMLP
 from dinov2_zoo.models.tokens import BranchOutput
-from dinov2_zoo.objectives.distillation import Distillation
-from dinov2_zoo.objectives.features import FeaturesObjective
+from dinov2_zoo.objectives.distillation import Distillation, Lesson
 from dinov2_zoo.objectives.standardiser import Standardiser
 
 
@@ -25,6 +23,7 @@ def fit_projector(
     *,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    lesson: Lesson | None = None,
 ) -> None:
     """Give distillation by features its statistics and its projector's first weights, in place and before sharding.
 
@@ -33,23 +32,24 @@ def fit_projector(
         batches: This process's share of some training images.
         device: Where the module is.
         autocast: Precision of the forward passes.
+        lesson: For which of several teachers; default: for the main one.
     """
-    assert isinstance(module.objective, FeaturesObjective)
-    watched = _Watched(module.teacher)
-    teacher = watched if module.objective.config.standardise == "phi-s" else module.teacher
+    lesson = lesson or module.lessons()[0]
+    watched = _Watched(lesson.teacher)
+    teacher = watched if lesson.objective.config.standardise == "phi-s" else lesson.teacher
     # The average is an equal copy of the student so far, and in evaluation mode.
     with autocast():
         maps = fit_maps(module.ema, teacher, batches, device=device)
     for kind in ("class_token", "patches"):
-        standardiser: Standardiser = getattr(module.objective, kind)
+        standardiser: Standardiser = getattr(lesson.objective, kind)
         found: LinearMap = getattr(maps, kind)
         covariance = watched.covariance(kind) if teacher is watched else found.deviation.square().diag()
         standardiser.set(found.mean, covariance)
         # At the teacher's scale, and from there into the standardiser's.
         weight, bias = found.weight * found.deviation[:, None], found.bias * found.deviation + found.mean
         weight, bias = standardiser.into(weight, bias)
-        for branch in (module.student, module.ema):
-            layer: nn.Linear | ProjectorMLP = getattr(branch.projector, kind)
+        for projector in lesson.projectors:
+            layer: nn.Linear | ProjectorMLP = getattr(projector, kind)
             if isinstance(layer, ProjectorMLP):
                 layer.become_linear(weight, bias)
             else:
@@ -59,7 +59,7 @@ def fit_projector(
 class _Watched:
     """A teacher that keeps the second moments of what it says."""
 
-    def __init__(self, teacher: Branch) -> None:
+    def __init__(self, teacher: Network) -> None:
         self.teacher = teacher
         self.moments: dict[str, Moments] = {}
 

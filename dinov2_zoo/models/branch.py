@@ -9,6 +9,7 @@ from dinov2_zoo.models.heads import FeatureProjector, PrototypeHead, at_least_fp
 from dinov2_zoo.models.stochastic_depth import Subset
 from dinov2_zoo.models.stored import StoredBackbone
 from dinov2_zoo.models.students import TimmStudent
+from dinov2_zoo.models.teacher_view import TeacherView
 from dinov2_zoo.models.tokens import BranchOutput, HeadOutput, Tokens
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 
@@ -28,16 +29,18 @@ class Branch(nn.Module):
         ibot: Head for patch tokens.
         tied: The DINO head serves patch tokens too, in place of `ibot`.
         projector: Maps into the teacher's space.
+        further: Maps into the spaces of further teachers, one each.
     """
 
     def __init__(
         self,
-        backbone: VisionTransformer | TimmStudent | StoredBackbone,
+        backbone: VisionTransformer | TimmStudent | StoredBackbone | TeacherView,
         *,
         dino: PrototypeHead | None = None,
         ibot: PrototypeHead | None = None,
         tied: bool = False,
         projector: FeatureProjector | None = None,
+        further: Sequence[FeatureProjector] = (),
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -45,6 +48,7 @@ class Branch(nn.Module):
         self.ibot = ibot
         self.tied = tied
         self.projector = projector
+        self.further = nn.ModuleList(further)
 
     @property
     def heads(self) -> tuple[PrototypeHead | None, PrototypeHead | None]:
@@ -84,7 +88,8 @@ class Branch(nn.Module):
                 asked = patches if positions is None else patches[positions]
                 of_patches = HeadOutput(ibot(asked), at_least_fp32(ibot.prototypes()))
             projected = None if self.projector is None else _full(self.projector(tokens), views)
-            outputs.append(BranchOutput(_full(tokens, views), projected, of_class, of_patches))
+            further = [_full(projector(tokens), views) for projector in self.further]
+            outputs.append(BranchOutput(_full(tokens, views), projected, of_class, of_patches, further))
         return outputs
 
     def _tokens(

@@ -99,16 +99,23 @@ class FeatureProjector(nn.Module):
     Args:
         class_dim: Width of the student's class token.
         patch_dim: Width of the student's patch tokens.
-        teacher_dim: Width of the teacher's tokens.
+        teacher_dim: Width of the teacher's patch tokens.
         kind: Linear maps, or MLPs of two layers.
+        teacher_class_dim: Width of the teacher's class token; default: the same.
     """
 
     def __init__(
-        self, class_dim: int, patch_dim: int, teacher_dim: int, kind: Literal["linear", "mlp"] = "linear"
+        self,
+        class_dim: int,
+        patch_dim: int,
+        teacher_dim: int,
+        kind: Literal["linear", "mlp"] = "linear",
+        *,
+        teacher_class_dim: int | None = None,
     ) -> None:
         super().__init__()
         layer = nn.Linear if kind == "linear" else ProjectorMLP
-        self.class_token = layer(class_dim, teacher_dim)
+        self.class_token = layer(class_dim, teacher_class_dim or teacher_dim)
         self.patches = layer(patch_dim, teacher_dim)
 
     def forward(self, tokens: Tokens) -> Tokens:

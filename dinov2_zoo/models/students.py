@@ -58,16 +58,17 @@ class TimmStudent(nn.Module):
     Args:
         name: Any of `timm.list_models()`.
         img_size: Side of the images it will mostly see, pixels.
+        net: The network without its classifier, if it is there already, with weights; default: a new one.
 
     Raises:
         ConfigError: timm has no such model, it does not take images of that side, or it has no square feature map.
     """
 
-    def __init__(self, name: str, img_size: int) -> None:
+    def __init__(self, name: str, img_size: int, net: nn.Module | None = None) -> None:
         super().__init__()
         self.name = name
         self.img_size = img_size
-        self.net = _create(name, img_size)
+        self.net = net or _create(name, img_size)
         self._checkpoint_blocks = False
         self.embed_dim = int(self.net.num_features)  # pyright: ignore[reportArgumentType]
         probe = self.try_size(img_size, "set crops.global_size to a size it takes")

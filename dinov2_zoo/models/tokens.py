@@ -5,7 +5,7 @@ look into other dataclasses.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -59,6 +59,8 @@ class BranchOutput:
     """Class tokens [V, B, d] after their head, if the branch has one."""
     ibot: HeadOutput | None = None
     """Some patch tokens [n, d] after theirs; of global crops only."""
+    further: list[Tokens] = field(default_factory=list)
+    """Class and patch tokens in the standardised spaces of further teachers, in their order."""
 
 
 for kind in (Tokens, HeadOutput, BranchOutput):

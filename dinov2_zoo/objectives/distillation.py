@@ -4,7 +4,8 @@ The average never enters a loss (paper, section 5; maintainers). Nothing is mask
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int64
@@ -15,12 +16,24 @@ from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.data.finishing import FinishingStage, resized
 from dinov2_zoo.errors import ConfigError
 from dinov2_zoo.models.branch import Branch
+from dinov2_zoo.models.heads import FeatureProjector
 from dinov2_zoo.models.students import TimmStudent
+from dinov2_zoo.models.teacher_view import TeacherView
 from dinov2_zoo.models.tokens import BranchOutput
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.objectives.features import FeaturesObjective
 from dinov2_zoo.objectives.ibot import sampled_positions
 from dinov2_zoo.objectives.prototypes import PrototypesObjective
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a student learns from one teacher by features."""
+
+    teacher: Callable[[list[Tensor]], list[BranchOutput]]
+    objective: FeaturesObjective
+    projectors: Sequence[FeatureProjector]
+    """The student's into this teacher's space, and the average's."""
 
 
 class Distillation(nn.Module):
@@ -46,7 +59,8 @@ class Distillation(nn.Module):
         if config.kind == "features":
             if student.projector is None:
                 raise ConfigError("Distillation by features needs a student with a projector: give its Branch one.")
-            self.objective = FeaturesObjective(config.features, teacher.backbone.embed_dim)
+            theirs = teacher.backbone
+            self.objective = FeaturesObjective(config.features, theirs.embed_dim, theirs.class_dim)
         else:
             dino, ibot = _check_heads(student, teacher)
             self.objective = PrototypesObjective(config.prototypes, dino_prototypes=dino, ibot_prototypes=ibot)
@@ -82,9 +96,15 @@ class Distillation(nn.Module):
             return self.teacher(self._of_stage(batch, 1).for_teacher())
         return self.teacher(batch.for_teacher()[:1], positions=self._positions(batch))
 
+    def lessons(self) -> list[Lesson]:
+        """Of kind "features": one, or one for each of several teachers, the main one's first."""
+        assert isinstance(self.objective, FeaturesObjective)
+        projectors = [branch.projector for branch in (self.student, self.ema) if branch.projector is not None]
+        return [Lesson(self.teacher, self.objective, projectors)]
+
     def finishing(self, config: FinishConfig, global_size: int, *, steps: int, seed: int) -> FinishingStage | None:
         """The finishing stage of a run of `steps` steps, if it has one; to be put into `stage`."""
-        assert not isinstance(self.teacher.backbone, TimmStudent)
+        assert not isinstance(self.teacher.backbone, TimmStudent | TeacherView)
         patch = self.teacher.backbone.patch_size
         return FinishingStage.of(config, global_size=global_size, patch=patch, steps=steps, seed=seed)
 

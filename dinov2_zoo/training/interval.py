@@ -1,6 +1,7 @@
 """The steps between two lines of the log: means of their losses, their pace, and what they waited for."""
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -16,7 +17,7 @@ class Interval:
         # On the device, for reading them every step would make the host wait; in float64, for bf16 stops counting ones
         # at 256. (CPU and CUDA have it, and a Runtime takes no other device.)
         self._totals: dict[str, Tensor] = {}
-        self._updates = 0
+        self._updates: Counter[str] = Counter()  # of each term: one teacher of several may be left out of a step
         self._durations: list[float] = []
         self._waited = 0.0
 
@@ -25,7 +26,7 @@ class Interval:
         for terms in micro_batches:
             for name, term in terms.items():
                 self._totals[name] = self._totals.get(name, 0) + term.double() / len(micro_batches)
-        self._updates += 1
+        self._updates.update(micro_batches[0].keys())
 
     def add_step(self, seconds: float, waited: float = 0.0) -> None:
         """Note how long a step took, one that was left out too, and how long of that it waited for its batches."""
@@ -34,7 +35,7 @@ class Interval:
 
     def means(self, runtime: Runtime) -> dict[str, float]:
         """Each term's mean over the updates and over processes; empty where every step was left out."""
-        return runtime.mean({name: total / self._updates for name, total in self._totals.items()})
+        return runtime.mean({name: total / self._updates[name] for name, total in self._totals.items()})
 
     def pace(self, images: int, steps_left: int) -> dict[str, float]:
         """Speed: images_per_second, hours_left, and data_wait, the share of the time spent waiting for batches.

@@ -13,14 +13,17 @@ from dinov2_zoo.training.parameter_groups import parameter_groups
 from dinov2_zoo.training.preconditioning import Coordinates, Preconditioner
 from dinov2_zoo.training.schedules import Schedules
 
+TEACHERS = ("teacher.", "further.")
+"""Children of a module that are frozen: its teacher, and others beside it (`objectives.several_teachers`)."""
+
 
 @dataclass
 class TrainState:
     """A module that maps a batch to loss terms, its optimizer, and the number of finished steps.
 
-    `module` has children `student` (what learns) and `ema` (its average, what is released); it may have `teacher`,
-    which is frozen and therefore no part of the state. Schedules are functions of the step and data of the seed
-    and step, so nothing of them needs saving.
+    `module` has children `student` (what learns) and `ema` (its average, what is released); it may have `teacher` and
+    `further` ones, which are frozen and therefore no part of the state. Schedules are functions of the step and data of
+    the seed and step, so nothing of them needs saving.
     """
 
     module: nn.Module
@@ -79,16 +82,16 @@ class TrainState:
         return self.module.get_submodule("ema")
 
     def tensors(self) -> dict[str, Tensor]:
-        """Live weights and buffers to be saved, by name: all of the module but its frozen teacher.
+        """Live weights and buffers to be saved, by name: all of the module but its frozen teachers.
 
         Buffers that hold the objective's running statistics are among them. Loading into these tensors in place
         loads the state.
         """
-        everything = {n: tensor for n, tensor in self.module.state_dict().items() if not n.startswith("teacher.")}
+        everything = {n: tensor for n, tensor in self.module.state_dict().items() if not n.startswith(TEACHERS)}
         kept = self.guard.tensors() if self.guard else {}
         return everything | {f"guard.{name}": tensor for name, tensor in kept.items()}
 
     def statistics(self) -> list[Tensor]:
-        """Buffers that a forward pass may move: all but the teacher's and the average's."""
-        fixed = ("teacher.", "ema.")
+        """Buffers that a forward pass may move: all but the teachers' and the average's."""
+        fixed = (*TEACHERS, "ema.")
         return [buffer for name, buffer in self.module.named_buffers() if not name.startswith(fixed)]

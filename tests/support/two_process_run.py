@@ -24,6 +24,7 @@ from dinov2_zoo.config import (
     PrototypesConfig,
     RuntimeConfig,
     SelfDistillationConfig,
+    TeachersConfig,
 )
 from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.data.finishing import FinishingStage
@@ -31,9 +32,11 @@ from dinov2_zoo.errors import TrainingError
 from dinov2_zoo.initialisation.projector import fit_projector
 from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.heads import FeatureProjector, PrototypeHead
+from dinov2_zoo.models.teacher_view import TeacherView
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.objectives.distillation import Distillation
 from dinov2_zoo.objectives.self_distillation import SelfDistillation
+from dinov2_zoo.objectives.several_teachers import FurtherTeachers, SeveralTeachers
 from dinov2_zoo.training import loop
 from dinov2_zoo.training.checkpoints.find import newest_whole
 from dinov2_zoo.training.checkpoints.resume import load_checkpoint
@@ -63,6 +66,12 @@ def distillation(kind):
         module = Distillation(student, Branch(teacher), objective)
         module.stage = FinishingStage(CUT + 1, (12, 16, 24), 0)
         return module
+    if kind == "teachers":  # one of them is left out of some steps
+        further = FurtherTeachers([Branch(TeacherView(network(24), multiple=8))])
+        projectors = FeatureProjector(16, 16, 32), FeatureProjector(16, 16, 24)
+        student = Branch(student, projector=projectors[0], further=projectors[1:])
+        config, settings = ObjectiveConfig(), TeachersConfig(weights=(2.0, 1.0), drop=0.4)
+        return SeveralTeachers(student, Branch(teacher), further, config, names="ab", settings=settings, seed=0)
     if kind == "features":
         pair = Branch(student, projector=FeatureProjector(16, 16, 32)), Branch(teacher)
         return Distillation(*pair, ObjectiveConfig(kind="features"))
@@ -95,8 +104,8 @@ def batches(runtime, start=0):
 def start(runtime, kind, seed=0):
     torch.manual_seed(seed)
     module = distillation(kind)
-    if kind in ("features", "relations"):
-        fit_projector(module, batches(runtime), device=runtime.device, autocast=runtime.autocast)
+    for lesson in module.lessons() if kind in ("features", "relations", "teachers") else ():
+        fit_projector(module, batches(runtime), device=runtime.device, autocast=runtime.autocast, lesson=lesson)
     optim, coordinates = tiny_run.config(STEPS, base_lr=1e-2, ema_momentum=(0.9, 1.0)), None
     if kind == "relations":
         optim = replace(optim, weight_decay=(0.0, 0.0))

@@ -19,7 +19,7 @@ from dinov2_zoo.training.runtime import Runtime
 
 SUPPORT = Path(__file__).resolve().parent.parent / "support"
 ROOT = SUPPORT.parent.parent
-KINDS = ("features", "relations", "sinkhorn", "ema", "pretrain")
+KINDS = ("features", "relations", "teachers", "sinkhorn", "ema", "pretrain")
 
 
 def launch(out, configuration, *arguments, processes=2, extra=()):
@@ -54,7 +54,7 @@ def alone(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["cpu.yaml", "fsdp.yaml"])
 def together(request, tmp_path_factory):
-    kinds = KINDS if request.param == "cpu.yaml" else KINDS[:2]
+    kinds = KINDS if request.param == "cpu.yaml" else KINDS[:3]
     return launch(tmp_path_factory.mktemp("pair") / "out", request.param, "float64", *kinds, "several"), kinds
 
 

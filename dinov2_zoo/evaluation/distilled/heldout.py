@@ -1,8 +1,8 @@
 """How well a student stands in for its teacher, on images that neither training nor the projector has seen."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -16,18 +16,17 @@ from dinov2_zoo.data.sources import Source
 from dinov2_zoo.errors import DataError
 from dinov2_zoo.evaluation.classification.knn import knn_leave_one_out
 from dinov2_zoo.evaluation.distilled.agreement import Agreement, agreement
+from dinov2_zoo.evaluation.distilled.branch_encoder import BATCH, BranchEncoder
+from dinov2_zoo.evaluation.distilled.several_teachers import FurtherAgreement, mean_score
 from dinov2_zoo.evaluation.encoders.features import class_features
 from dinov2_zoo.initialisation.ridge import fit_maps
 from dinov2_zoo.models.branch import Branch
-from dinov2_zoo.models.tokens import BranchOutput, Tokens
+from dinov2_zoo.models.tokens import Tokens
 from dinov2_zoo.objectives.distillation import Distillation
 from dinov2_zoo.objectives.features import FeaturesObjective
 
 # One number stands in tables; the official help text favours it.
 KNN_K = 20
-
-BATCH = 32
-"""Images at a time."""
 
 
 @dataclass(frozen=True)
@@ -39,41 +38,18 @@ class StudentMetrics:
     """Accuracy of k-NN (k = 20, leave-one-out) on class tokens, 0..1."""
     maps: Float[Tensor, "B N D"] | None
     """The student's patches in the teacher's space, for pictures."""
+    further: Mapping[str, Agreement] = field(default_factory=dict)
+    """Agreement with the teachers beside the main one, by their names."""
+    score: float | None = None
+    """All agreement in one number, see `Examiner.score`."""
 
     def scalars(self) -> dict[str, float]:
         """All numbers by name, for logs."""
         found = {} if self.agreement is None else self.agreement.to_dict()
+        for teacher, theirs in self.further.items():
+            found |= {f"{name}/{teacher}": value for name, value in theirs.to_dict().items() if name != "images"}
         found = {**found, "knn": self.knn}
         return {name: float(value) for name, value in found.items() if value is not None and name != "images"}
-
-
-class BranchEncoder:
-    """A branch's backbone as an `Encoder`, sharded or not: it is called through the branch."""
-
-    def __init__(
-        self,
-        branch: Branch,
-        device: torch.device,
-        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-    ) -> None:
-        self.branch = branch
-        self.device = device
-        self.autocast = autocast
-
-    def __call__(self, images: Float[Tensor, "B 3 H W"]) -> Tokens:
-        """Tokens of normalised images."""
-        return self.output(images).tokens[0]
-
-    @torch.no_grad()
-    def output(self, images: Float[Tensor, "B 3 H W"]) -> BranchOutput:
-        """All that the branch makes of some images, as its one view; in evaluation mode, as it was afterwards."""
-        was_training = self.branch.training
-        self.branch.eval()
-        try:
-            with self.autocast():
-                return self.branch([images[None].to(self.device, non_blocking=True)])[0]
-        finally:
-            self.branch.train(was_training)
 
 
 class Examiner:
@@ -113,6 +89,7 @@ class Examiner:
         self.fit_batches = fit_batches
         self.autocast = autocast
         self.teacher: Tokens | None = None
+        self.further = FurtherAgreement(images, device, autocast)
 
     def __call__(self, distillation: Distillation) -> StudentMetrics:
         """Measure the average as it is now."""
@@ -121,12 +98,18 @@ class Examiner:
             return StudentMetrics(None, knn, None)
         teacher = self.teacher_tokens(distillation)
         student, projected = self._student_tokens(distillation, self.images)
-        return StudentMetrics(agreement(student, projected, teacher), knn, projected.patches.cpu())
+        found, further = agreement(student, projected, teacher), self.further(distillation)
+        score = mean_score(distillation, [found, *further.values()])
+        return StudentMetrics(found, knn, projected.patches.cpu(), further, score)
 
     def score(self, distillation: Distillation) -> float:
-        """The average's agreement with its teacher in one number, as it is now; there must be images."""
+        """The average's agreement with its teacher in one number, as it is now; there must be images.
+
+        With several teachers the mean over them, weighted as their losses are.
+        """
         assert self.images is not None
-        return agreement(*self._student_tokens(distillation, self.images), self.teacher_tokens(distillation)).score
+        found = agreement(*self._student_tokens(distillation, self.images), self.teacher_tokens(distillation))
+        return mean_score(distillation, [found, *self.further(distillation).values()])
 
     def knn(self, branch: Branch) -> float | None:
         """Accuracy of k-NN on a branch's class tokens, leave-one-out; None without labelled images."""

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import timm
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from dinov2_zoo.evaluation.encoders.encoder import (
     layer_of,
 )
 from dinov2_zoo.hub.model import Dinov2Model
+from dinov2_zoo.hub.timm_network import open_timm
 from dinov2_zoo.models.zoo import model_config
 
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -37,7 +37,8 @@ def open_encoder(
         source: One of
             - all that `Dinov2Model.from_pretrained` reads: a short name, Hub id, folder or file in four layouts;
             - `untrained:vits14_reg4`: that model with random weights, the bottom of every scale;
-            - `timm:NAME`: any network of timm's with its weights, also `timm:local-dir:FOLDER`;
+            - `timm:NAME`: any network of timm's with its weights, also `timm:local-dir:FOLDER`, or `timm:NAME@FILE`
+              with weights from a file;
             - `transformers:NAME`: a ViT of transformers' (DINOv2 with and without registers), Hub id or folder.
         device: Where to put it.
         autocast: Precision of its forward passes.
@@ -50,7 +51,7 @@ def open_encoder(
     """
     kind, colon, name = source.partition(":")
     if colon and kind == "timm":
-        return TimmEncoder(_timm(name).to(device), autocast)
+        return TimmEncoder(open_timm(name).to(device), autocast)
     if colon and kind == "transformers":
         return TransformersEncoder(_transformers(name).to(device), autocast)
     if colon and kind == "untrained":
@@ -186,19 +187,6 @@ class TransformersEncoder(_Foreign):
             states = self.net(images.to(self.device), output_hidden_states=True).hidden_states
             tokens = [self.net.layernorm(states[block + 1]) if norm else states[block + 1] for block in blocks]
         return [layer_of(found.float(), self.first, images.shape[-2] // self.patch_size) for found in tokens]
-
-
-def _timm(name: str) -> nn.Module:
-    """With any image size where the family can."""
-    for options in ({"dynamic_img_size": True}, {}):
-        try:
-            return timm.create_model(name, pretrained=True, num_classes=0, **options)  # pyright: ignore[reportArgumentType]
-        except TypeError:  # this family does not know the option
-            continue
-        # No such model, no weights, no network: timm and huggingface_hub raise many kinds.
-        except Exception as error:
-            raise HubError(f"timm cannot load {name} ({first_line(error)}): check name and network.") from error
-    raise ConfigError(f"timm cannot build {name}: choose another model.")
 
 
 def _transformers(name: str) -> nn.Module:
