@@ -90,7 +90,7 @@ def train_runs(
                 chosen = choose_checkpoints(folders, resume, redo=config.checkpoint.every)
         checkpoints, remarks = runtime.broadcast(chosen)
         for run, state in zip(runs, states, strict=True):
-            state.guard = _guard(run, state)
+            state.guard = _guard(run, state, runtime)
         for state, checkpoint in zip(states, checkpoints, strict=True):
             if checkpoint is not None:
                 load_checkpoint(checkpoint, state)
@@ -150,12 +150,18 @@ def _log(runtime: Runtime, runs: Sequence[Run], i: int, *, start: int) -> RunLog
     )
 
 
-def _guard(run: Run, state: TrainState) -> Guard | None:
-    """What watches a run, at its start."""
+def _guard(run: Run, state: TrainState, runtime: Runtime) -> Guard | None:
+    """What watches a run, at its start. The first process's measurements count, lest processes take different turns."""
     if run.guard is None:
         return None
     measure, start = run.guard
-    return Guard(state.student, state.ema, measure=measure, start=start, steps=state.config.steps)
+    return Guard(
+        state.student,
+        state.ema,
+        measure=lambda: runtime.broadcast(measure()),
+        start=runtime.broadcast(start),
+        steps=state.config.steps,
+    )
 
 
 def _hooks(run: Run, log: RunLog, writer: CheckpointWriter) -> list[Hook]:
