@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,8 @@ def test_a_finished_run_goes_up_in_resolution(recipes, teacher, student, which):
     run = teacher[0] if which == "teacher" else student
     adapted = recipes["adapt_resolution"].AdaptConfig(run=str(run), size=84, steps=2).adapted()
     assert adapted.optim.steps == 2 and adapted.optim.warmup_steps <= 1
+    if which == "student":  # two steps need not be better than none, and the guard would take them back
+        adapted = replace(adapted, guard=False)
     recipes["pretrain" if which == "teacher" else "distill"].launch(adapted, resume=None)
     before = Dinov2Model.from_pretrained(run / which)
     after = Dinov2Model.from_pretrained(run.with_name(f"{which}_84") / which)

@@ -8,7 +8,8 @@ from stand_ins import tiny_encoder, together, workspace
 from dinov2_zoo.config.classification import KnnConfig
 from dinov2_zoo.data.sources import open_source
 from dinov2_zoo.errors import DataError
-from dinov2_zoo.evaluation.classification import knn, neighbours
+from dinov2_zoo.evaluation import neighbours
+from dinov2_zoo.evaluation.classification import knn
 from dinov2_zoo.evaluation.classification.knn import evaluate_knn
 from dinov2_zoo.evaluation.classification.labelled import LabelledData
 from dinov2_zoo.training.distributed import SingleProcess
