@@ -20,6 +20,7 @@ from dinov2_zoo.errors import CheckpointError, ConfigError, Preempted, TrainingE
 from dinov2_zoo.models import zoo
 from dinov2_zoo.objectives.distillation import Distillation
 from dinov2_zoo.recipes import distill_arguments
+from dinov2_zoo.training.preemption import SIGNALS
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = (
@@ -144,7 +145,16 @@ def test_killed_runs_go_on_together_or_each_alone(distil, resume, undisturbed, t
         assert_same_run(tmp_path / f"killed/x-{student}", undisturbed / f"x-{student}")
 
 
-def test_runs_told_to_stop_save_themselves_at_one_step(distil, undisturbed, tmp_path, monkeypatch):
+@pytest.fixture
+def signals_as_before():
+    """A run that has saved itself ignores further signals, and so would every process that later tests start."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_runs_told_to_stop_save_themselves_at_one_step(distil, undisturbed, tmp_path, monkeypatch, signals_as_before):
     stop = partial(signal.raise_signal, signal.SIGTERM)
     with (
         after_step(4, stop, monkeypatch),
