@@ -68,7 +68,7 @@ def test_a_run_told_to_stop_saves_itself_within_a_step_and_goes_on(undisturbed, 
 
 
 def test_a_run_whose_launcher_has_gone_saves_itself(undisturbed, tmp_path):
-    process = start(SINGLE, tmp_path, pace=0.3)  # or it is done, on a busy machine, before the signal comes
+    process = start(SINGLE, tmp_path, pace=0.1)
     wait_for(lambda: len(lines(tmp_path)) >= 4, process)
     process.send_signal(signal.SIGTERM)  # accelerate dies of it and tells nobody
     code, words = finish(process)  # returns when the child has closed its output
