@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dinov2_zoo.data.batch import Batch
-from dinov2_zoo.initialisation.ridge import LinearMap, Moments, Network, fit_maps, sum_over_processes
+from dinov2_zoo.initialisation.ridge import LinearMap, Moments, Network, fit_maps
 from dinov2_zoo.models.heads import ProjectorMLP
 from dinov2_zoo.models.tokens import BranchOutput
 from dinov2_zoo.objectives.distillation import Distillation, Lesson
@@ -69,10 +69,9 @@ class _Watched:
             tokens: Tensor = getattr(output[0].tokens, kind)
             rows = tokens.flatten(0, -2)
             total = self.moments.setdefault(kind, Moments(rows.shape[1], 0, rows.device))
-            total.add(rows, rows[:, :0])  # pairs with nothing: of the first of a pair, `Moments` keeps all products
+            total.add_alone(rows)
         return output
 
     def covariance(self, kind: str) -> Float[Tensor, "D D"]:
         """Over the tokens of all processes, float64. Every process must call it."""
-        n, x, xx = (sum_over_processes(self.moments[kind].sums[name].clone()) for name in ("n", "x", "xx"))
-        return xx / n - torch.outer(x / n, x / n)
+        return self.moments[kind].covariance()[1]

@@ -89,6 +89,15 @@ class Moments:
             self.sums["xx"] += weighted.T @ x
             self.sums["xy"] += weighted.T @ y
 
+    def add_alone(self, x: Float[Tensor, "n Ds"]) -> None:
+        """Add n tokens that are not to be mapped to anything; for moments whose teacher has no width."""
+        self.add(x, x[:, :0])
+
+    def covariance(self) -> tuple[Float[Tensor, " Ds"], Float[Tensor, "Ds Ds"]]:
+        """Mean and covariance of the student's tokens over all processes. Every process must call it."""
+        n, x, xx = (sum_over_processes(self.sums[name].clone()) for name in ("n", "x", "xx"))
+        return x / n, xx / n - torch.outer(x / n, x / n)
+
     def solve(self, ridge: float) -> LinearMap:
         """The map over the pairs of all processes.
 

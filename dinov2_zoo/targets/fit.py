@@ -52,7 +52,7 @@ def fit_code(
         if not kinds:
             kinds = [Moments(x.shape[1], 0, x.device) for x in rows]
         for moments, x in zip(kinds, rows, strict=True):
-            moments.add(x, x[:, :0])  # of the tokens alone: there is nothing to map them to
+            moments.add_alone(x)
     assert kinds, "no batch to fit on"
     of_class = _linear_code(kinds[0], class_directions, "class", "class_directions")
     return TokenCode(of_class, _linear_code(kinds[1], directions, "patch", "directions"))

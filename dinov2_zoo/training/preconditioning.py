@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dinov2_zoo.data.batch import Batch
-from dinov2_zoo.initialisation.ridge import sum_over_processes
+from dinov2_zoo.initialisation.ridge import Moments
 from dinov2_zoo.models.heads import at_least_fp32
 from dinov2_zoo.training.ema import local_shards
 
@@ -69,20 +69,13 @@ def measure_coordinates(
         device: Where the branch is.
         autocast: Precision of the forward passes.
     """
-    sums: dict[str, list[Tensor]] = {}
+    seen: dict[str, Moments] = {}
 
     def look(name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
         def hook(_: nn.Module, inputs: tuple[Tensor]) -> None:
             rows = inputs[0].detach().flatten(0, -2)
-            rows = rows[:: max(1, len(rows) // ROWS)]
-            with torch.autocast(device.type, enabled=False):
-                rows = at_least_fp32(rows)
-                found = [rows.new_tensor(len(rows)), rows.sum(0), rows.T @ rows]
-            if name in sums:
-                for total, more in zip(sums[name], found, strict=True):
-                    total += more
-            else:
-                sums[name] = [part.double() for part in found]
+            rows = at_least_fp32(rows[:: max(1, len(rows) // ROWS)])
+            seen.setdefault(name, Moments(rows.shape[1], 0, device)).add_alone(rows)
 
         return hook
 
@@ -99,10 +92,8 @@ def measure_coordinates(
 
     layers: dict[str, White] = {}
     sizes = {name: _size(parameter) for name, parameter in branch.named_parameters() if parameter.requires_grad}
-    for name in (name for name in linear if f"{name}.weight" in sizes and name in sums):
-        count, total, products = (sum_over_processes(part) for part in sums[name])
-        mean = total / count
-        covariance = products / count - torch.outer(mean, mean)
+    for name in (name for name in linear if f"{name}.weight" in sizes and name in seen):
+        mean, covariance = seen[name].covariance()
         covariance.diagonal().add_(DAMPING * covariance.diagonal().mean() + 1e-12)
         variances, directions = torch.linalg.eigh(covariance)
         root = (directions * variances.clamp(min=1e-12).rsqrt()) @ directions.T
