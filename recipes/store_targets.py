@@ -22,7 +22,7 @@ from rich.console import Console
 from torch import Tensor
 
 from dinov2_zoo.config.targets import StoreTargetsConfig
-from dinov2_zoo.data.heldout import open_images, split_heldout
+from dinov2_zoo.data.heldout import keep_out, open_images
 from dinov2_zoo.data.sources import Source
 from dinov2_zoo.evaluation.distilled.agreement import agreement
 from dinov2_zoo.evaluation.distilled.branch_encoder import BATCH
@@ -48,8 +48,7 @@ def store(config: StoreTargetsConfig, runtime: Runtime) -> None:
     # ---- what is to be stored, and whether there is room
     images, heldout = open_images(config.data, config.evaluation.heldout)
     config = settle(config, len(images), apart=heldout is not None, hardware=hardware(runtime))
-    if heldout is None and config.evaluation.heldout_count:
-        images, heldout = split_heldout(images, config.evaluation.heldout_count, config.runtime.seed)
+    images, heldout = keep_out(images, heldout, config.evaluation.heldout_count, config.runtime.seed)
     with runtime.main_first():
         branch = load_teacher(config.teacher)
     assert isinstance(branch.backbone, VisionTransformer)

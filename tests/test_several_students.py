@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
-from skimage import data as photos
+from small_teacher import images_and_teacher
 from stopped_training import after_step, killed_after_step
 
 import dinov2_zoo
@@ -41,12 +40,7 @@ for head in ("dino_head", "ibot_head"):
 def place(tmp_path_factory):
     """Images, and a teacher."""
     folder = tmp_path_factory.mktemp("several")
-    (folder / "images").mkdir()
-    photo = Image.fromarray(photos.astronaut())
-    for i in range(12):
-        photo.crop((30 * i, 60, 30 * i + 62, 130)).save(folder / f"images/{i}.png")
-    torch.manual_seed(0)
-    Dinov2Model(ModelConfig(48, 3, 3, img_size=56, layer_scale=1.0)).save_pretrained(folder / "teacher")
+    images_and_teacher(folder)
     return folder
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from PIL import Image
 from safetensors.torch import load_file
-from skimage import data as photos
+from small_teacher import images_and_teacher
 from stopped_training import killed_after_step
 
 from dinov2_zoo import Dinov2Model
@@ -32,12 +31,7 @@ OPTIONS = (
 def place(tmp_path_factory):
     """Images, a teacher, and a file of weights for another."""
     folder = tmp_path_factory.mktemp("teachers")
-    (folder / "images").mkdir()
-    photo = Image.fromarray(photos.astronaut())
-    for i in range(12):
-        photo.crop((30 * i, 60, 30 * i + 62, 130)).save(folder / f"images/{i}.png")
-    torch.manual_seed(0)
-    Dinov2Model(ModelConfig(48, 3, 3, img_size=56, layer_scale=1.0)).save_pretrained(folder / "teacher")
+    images_and_teacher(folder)
     torch.save(timm.create_model("mobilenetv3_small_050").state_dict(), folder / "cnn.pth")
     return folder
 

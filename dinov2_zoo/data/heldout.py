@@ -51,6 +51,21 @@ def split_heldout(source: Source, count: int, seed: int) -> tuple[Source, Source
     return Subset(source, sorted(order[count:])), Subset(source, sorted(order[:count]))
 
 
+def keep_out(source: Source, apart: Source | None, count: int, seed: int) -> tuple[Source, Source | None]:
+    """The images to train on, and those to measure on.
+
+    Args:
+        source: All images of a run.
+        apart: Those to measure on, where they are in a source of their own: then all of `source` is trained on.
+        count: Taken out of `source` otherwise; 0: none are measured on.
+        seed: Of the choice.
+
+    Raises:
+        DataError: Fewer than twice `count` images.
+    """
+    return (source, apart) if apart is not None or not count else split_heldout(source, count, seed)
+
+
 def split_by_class(source: Source, share: float, seed: int) -> tuple[Subset, Subset]:
     """Split labelled images at random, each class by the same share.
 

@@ -16,7 +16,7 @@ from dinov2_zoo.config import DistillConfig, RunConfig, to_dict
 from dinov2_zoo.config.settle import Cost, Hardware, adopt, settle_data, settle_length
 from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.data.finishing import FinishingStage, resized
-from dinov2_zoo.data.heldout import open_images, split_heldout
+from dinov2_zoo.data.heldout import keep_out, open_images
 from dinov2_zoo.data.sources import Source
 from dinov2_zoo.progress import duration
 from dinov2_zoo.training.lane import ask_teacher
@@ -75,10 +75,7 @@ def open_run(asked: D, runtime: Runtime) -> tuple[D, Source, Source, Source | No
     """
     source, heldout = open_images(asked.data, asked.evaluation.heldout)
     config = settle_data(asked, len(source), apart=heldout is not None, hardware=hardware(runtime))
-    images, count = source, config.evaluation.heldout_count
-    if heldout is None and count:
-        images, heldout = split_heldout(source, count, config.runtime.seed)
-    return config, source, images, heldout
+    return config, source, *keep_out(source, heldout, config.evaluation.heldout_count, config.runtime.seed)
 
 
 def settle(
