@@ -28,10 +28,8 @@ from paired import Spread
 from torch import Tensor
 
 from dinov2_zoo.config import DistillConfig, FeaturesConfig, FinishConfig, LogConfig, OptimConfig, RuntimeConfig
-from dinov2_zoo.config.settle import settle_data
 from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.data.finishing import FinishingStage
-from dinov2_zoo.data.heldout import open_images, split_heldout
 from dinov2_zoo.data.loader import train_loader
 from dinov2_zoo.data.sources import open_source
 from dinov2_zoo.evaluation.distilled.agreement import agreement
@@ -48,7 +46,7 @@ from dinov2_zoo.recipes import PRESETS, distill_arguments
 from dinov2_zoo.training.lane import Lane
 from dinov2_zoo.training.log import RunLog
 from dinov2_zoo.training.loop import train
-from dinov2_zoo.training.plan import hardware
+from dinov2_zoo.training.plan import open_run
 from dinov2_zoo.training.preconditioning import measure_coordinates
 from dinov2_zoo.training.runtime import Runtime
 from dinov2_zoo.training.state import TrainState
@@ -85,10 +83,8 @@ class Comparison:
         asked |= {"student": options.student, "relative_lr": options.lr, "loader.workers": 0, "init_images": 300}
         given = [f"--{name}={value}" for name, value in asked.items() if value is not None]
         config, _ = distill_arguments([f"--config={PRESETS / 'demo.yaml'}", *given])
-        self.photos, heldout = open_images(config.data, config.evaluation.heldout)
-        config = settle_data(config, len(self.photos), apart=heldout is not None, hardware=hardware(runtime))
-        if heldout is None:
-            self.photos, heldout = split_heldout(self.photos, config.evaluation.heldout_count, config.runtime.seed)
+        config, _, self.photos, heldout = open_run(config, runtime)
+        assert heldout is not None, "the demo's settings keep images out"
         labelled = open_source(config.evaluation.labelled) if config.evaluation.labelled else None
         self.config: DistillConfig = config
         self.examine = Examiner(
