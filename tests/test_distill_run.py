@@ -153,6 +153,7 @@ def test_a_timm_network_is_distilled_by_features_and_loads_in_timm(launch, place
     )
     model = timm.create_model(f"local-dir:{tmp_path}/timm/student", pretrained=True).eval()
     assert model(torch.zeros(1, 3, 56, 56)).shape == (1, 320)
+    assert timm.data.resolve_model_data_config(model)["input_size"] == (3, 56, 56)
 
 
 def test_a_damaged_image_is_listed_and_too_many_end_the_run(launch, place, tmp_path):

@@ -64,11 +64,14 @@ class TimmStudent(nn.Module):
         ConfigError: timm has no such model, it does not take images of that side, or it has no square feature map.
     """
 
+    options: dict[str, Any]
+    """Arguments of `timm.create_model` that say the image size; none where the network knows no size."""
+
     def __init__(self, name: str, img_size: int, net: nn.Module | None = None) -> None:
         super().__init__()
         self.name = name
         self.img_size = img_size
-        self.net = net or _create(name, img_size)
+        self.net, self.options = (net, {}) if net else _create(name, img_size)
         self._checkpoint_blocks = False
         self.embed_dim = int(self.net.num_features)  # pyright: ignore[reportArgumentType]
         probe = self.try_size(img_size, "set crops.global_size to a size it takes")
@@ -154,13 +157,13 @@ class TimmStudent(nn.Module):
         return self._tokens(x).class_token
 
 
-def _create(name: str, img_size: int) -> nn.Module:
-    """The network with random weights and no classifier, at this image size where it has one."""
+def _create(name: str, img_size: int) -> tuple[nn.Module, dict[str, Any]]:
+    """The network with random weights and no classifier, and what says its image size where it has one."""
     check_student(TIMM + name)
     # Transformers have positions for one size and may resample them; convolutional networks know no size.
     for options in ({"img_size": img_size, "dynamic_img_size": True}, {"img_size": img_size}, {}):
         try:
-            return timm.create_model(name, pretrained=False, num_classes=0, **options)  # pyright: ignore[reportArgumentType]
+            return timm.create_model(name, pretrained=False, num_classes=0, **options), options  # pyright: ignore[reportArgumentType]
         except TypeError:  # this family does not know the option
             continue
         except (AssertionError, ValueError) as error:

@@ -90,7 +90,13 @@ def save_timm(folder: Path, student: TimmStudent) -> None:
         CheckpointError: The folder holds something else.
         ConfigError: The place cannot be written.
     """
-    config = {"architecture": student.name, "num_classes": 0}
+    # The size as well: a network that comes back with timm's own would resample its positions.
+    config = {
+        "architecture": student.name,
+        "num_classes": 0,
+        "pretrained_cfg": {"input_size": (3, student.img_size, student.img_size)},
+        **({"model_args": student.options} if student.options else {}),
+    }
 
     def write(to: Path) -> None:
         save_for_hf(student.net, str(to), model_config=config, safe_serialization=True)
