@@ -70,9 +70,10 @@ class FeaturesConfig:
     projector: Literal["linear", "mlp"] = "linear"
     """From the student's tokens to the teacher's: linear maps, or MLPs of two layers (EUPE). Both begin as the same
     map, the ridge regression."""
-    gram_weight: float = 0.0
-    """Weight of the patch relations: cosines between all patches of one image, student's against teacher's."""
-    class_gram_weight: float = 0.0
+    gram_weight: float = 10.0
+    """Weight of the patch relations: cosines between the patches of a crop, their mean taken off, student's own
+    against the teacher's."""
+    class_gram_weight: float = 3.0
     """Weight of the same between the class tokens of a batch."""
     neighbour_weight: float = 0.0
     """Weight of the patch neighbours: which patches of the batch are near each other, student's own against the

@@ -14,7 +14,7 @@ from dinov2_zoo.objectives.distances import token_distance
 from dinov2_zoo.objectives.neighbours import ClassQueue, neighbour_divergence, patch_neighbour_loss
 from dinov2_zoo.objectives.relations import class_gram_loss, gram_loss
 
-ALONE = {"class_weight": 0.0, "patch_weight": 0.0}
+ALONE = dict.fromkeys(("class_weight", "patch_weight", "gram_weight", "class_gram_weight"), 0.0)
 
 
 def normal(*shape, seed=0):
@@ -53,24 +53,43 @@ def test_the_distance_is_its_three_parts():
     )
 
 
-def test_the_gram_term_is_the_difference_of_all_cosines():
+def test_the_gram_term_is_the_difference_of_all_cosines_of_centred_tokens():
     teacher = normal(2, 3, 4, 7, seed=1)
 
     def plain(x):
-        rows = [(s, t) for s, t in zip(x.flatten(0, 1), teacher.flatten(0, 1), strict=True)]
+        rows = [(s - s.mean(0), t - t.mean(0)) for s, t in zip(x.flatten(0, 1), teacher.flatten(0, 1), strict=True)]
         found = [(cosine(s[i], s[j]) - cosine(t[i], t[j])) ** 2 for s, t in rows for i in range(4) for j in range(4)]
         return torch.stack(found).mean()
 
     same_value_and_gradient(lambda x: gram_loss(x, teacher), plain, normal(2, 3, 4, 5))
 
 
+def test_of_a_large_grid_an_even_share_of_the_patches_is_compared(monkeypatch):
+    student, teacher = normal(2, 12, 5), normal(2, 12, 7, seed=1)
+    own, theirs = student - student.mean(1, keepdim=True), teacher - teacher.mean(1, keepdim=True)
+    monkeypatch.setattr("dinov2_zoo.objectives.relations.MOST", 5)
+    pairs = [(i, j) for i in (0, 2, 4, 7, 9) for j in (0, 2, 4, 7, 9)]
+    found = [(cosine(s[i], s[j]) - cosine(t[i], t[j])) ** 2 for s, t in zip(own, theirs, strict=True) for i, j in pairs]
+    torch.testing.assert_close(gram_loss(student, teacher), torch.stack(found).mean())
+
+
+def test_blank_pictures_whose_tokens_differ_by_rounding_alone_teach_next_to_nothing():
+    teacher, blank = normal(2, 3, 4, 7, seed=1), torch.ones(2, 3, 4, 5) + 1e-7 * normal(2, 3, 4, 5)
+    blank.requires_grad_()
+    gram_loss(blank, teacher).backward()
+    assert blank.grad.abs().max() < 1
+
+
 def test_the_class_gram_term_is_over_all_views_and_images():
     teacher = normal(2, 3, 7, seed=1).flatten(0, 1)
 
+    centred = teacher - teacher.mean(0)
+
     def plain(x):
         x = x.flatten(0, 1)
+        x = x - x.mean(0)
         pairs = [(i, j) for i in range(6) for j in range(6)]
-        found = [(cosine(x[i], x[j]) - cosine(teacher[i], teacher[j])) ** 2 for i, j in pairs]
+        found = [(cosine(x[i], x[j]) - cosine(centred[i], centred[j])) ** 2 for i, j in pairs]
         return torch.stack(found).mean()
 
     same_value_and_gradient(lambda x: class_gram_loss(x, teacher.unflatten(0, (2, 3))), plain, normal(2, 3, 5))
@@ -201,7 +220,7 @@ def test_class_tokens_may_have_the_cosine_alone():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["class_weight=0", "patch_weight=0"], r"nothing is learned: raise one of class_weight"),
+        (["class_weight=0", "patch_weight=0", "gram_weight=0", "class_gram_weight=0"], r"nothing is learned: raise one of class_weight"),
         (["gram_weight=-1"], r"must be 0 or more"),
         (["cosine_weight=0", "smooth_l1_weight=0"], r"no distance: raise one of them"),
         (["neighbour_temperature=0"], r"temperatures .* must be above 0"),

@@ -25,7 +25,8 @@ def tokens(views, images, patches, dim, seed):
 
 
 def test_terms_are_cosine_and_smooth_l1_of_standardised_tokens():
-    objective = FeaturesObjective(FeaturesConfig(class_weight=2, patch_weight=3, cosine_weight=0.25), 8)
+    weights = {"class_weight": 2, "patch_weight": 3, "gram_weight": 5, "class_gram_weight": 7}
+    objective = FeaturesObjective(FeaturesConfig(cosine_weight=0.25, **weights), 8)
     for standardiser, shift in ((objective.class_token, 1.0), (objective.patches, 5.0)):
         standardiser.mean.fill_(shift)
         standardiser.deviation.fill_(2.0)
@@ -41,7 +42,8 @@ def test_terms_are_cosine_and_smooth_l1_of_standardised_tokens():
     # Every crop counts alike, whatever its group.
     torch.testing.assert_close(terms["class"], torch.cat(classes).mean())
     torch.testing.assert_close(terms["patch"], torch.cat(patches).mean())
-    torch.testing.assert_close(terms["loss"], 2 * terms["class"] + 3 * terms["patch"])
+    relations = 5 * terms["gram"] + 7 * terms["class_gram"]
+    torch.testing.assert_close(terms["loss"], 2 * terms["class"] + 3 * terms["patch"] + relations)
 
 
 def test_the_map_is_ridge_regression():
@@ -71,9 +73,9 @@ def test_weighted_pairs_count_as_repeated_ones():
 def test_fitting_starts_the_projector_at_its_best_for_student_and_average():
     module = tiny.features()
     batches = [tiny.batch(images=16, local=0, seed=s) for s in range(4)]
-    before = module(batches[0])["loss"].item()
+    before = module(batches[0])["patch"].item()
     fit_projector(module, batches, device=CPU)
-    assert module(batches[0])["loss"].item() < 0.8 * before
+    assert module(batches[0])["patch"].item() < 0.8 * before
     pairs = zip(module.student.parameters(), module.ema.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     with torch.no_grad():
