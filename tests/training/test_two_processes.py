@@ -1,4 +1,7 @@
-"""Two processes are one: sharded for real, and equal to a single process that sees the same global batch."""
+"""Two processes are one: sharded for real, and equal to a single process that sees the same global batch in one piece.
+
+Some runs have dropped paths, and on two processes micro-batches (`two_process_run.ACCUMULATED`).
+"""
 
 import json
 import os
