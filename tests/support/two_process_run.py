@@ -51,16 +51,19 @@ from dinov2_zoo.training.state import TrainState
 STEPS, CUT, IMAGES = 6, 3, 8
 ACCUMULATED = ("relations", "ema", "pretrain")
 """Runs whose steps come in two micro-batches on each of several processes, and in one piece on a single one."""
+DROPPED = DropPath(0.4, depth=4, seed=0)
+"""Stochastic depth of the pretraining run."""
 
 
-def network(dim):
-    shape = {"depth": 2, "num_heads": 2, "patch_size": 4, "img_size": 16, "num_registers": 2, "layer_scale": 1.0}
+def network(dim, depth=2):
+    shape = {"depth": depth, "num_heads": 2, "patch_size": 4, "img_size": 16, "num_registers": 2, "layer_scale": 1.0}
     return VisionTransformer(ModelConfig(embed_dim=dim, **shape))
 
 
 def distillation(kind):
     """A ViT of 32 channels teaches one of 16, with every part that the real recipe has; or its own average does."""
-    student, teacher = network(16), network(32)
+    # Deep enough that hardly a class token passes by all attention: KoLeo's gradient explodes where two are equal.
+    student, teacher = network(16, DROPPED.depth if kind == "pretrain" else 2), network(32)
     if kind == "relations":  # every term, in a run whose last steps see several sizes
         weights = {name: 1.0 for name in ("gram_weight", "class_gram_weight", "neighbour_weight", "queue_weight")}
         more = {"standardise": "phi-s", "projector": "mlp", "queue_size": 40, "neighbour_patches": 3}
@@ -84,7 +87,7 @@ def distillation(kind):
         for net, dim in ((student, 16), (teacher, 32))
     ]
     if kind == "pretrain":
-        config = SelfDistillationConfig(drop_path=0.4, temperature_warmup_steps=4)
+        config = SelfDistillationConfig(drop_path=DROPPED.rate, temperature_warmup_steps=4)
         return SelfDistillation(branches[0], PrototypesConfig(chunk=16), config)
     prototypes = PrototypesConfig(centering=kind, chunk=16)
     return Distillation(*branches, ObjectiveConfig(kind="prototypes", prototypes=prototypes))
@@ -99,7 +102,7 @@ def batches(runtime, start=0, kind=None):
     """This process's part of each step's images, perhaps in micro-batches: two global views and one local one."""
     accumulate = micro_batches(runtime, kind)
     share = IMAGES // runtime.world_size // accumulate
-    drop_path = DropPath(0.4, depth=2, seed=0) if kind == "pretrain" else None
+    drop_path = DROPPED if kind == "pretrain" else None
     for step in range(start, STEPS):
         generator = torch.Generator().manual_seed(step)
         large = torch.randn(2, IMAGES, 3, 16, 16, generator=generator).to(torch.get_default_dtype())
