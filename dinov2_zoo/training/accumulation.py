@@ -26,8 +26,15 @@ from dinov2_zoo.models.tokens import BranchOutput, HeadOutput
 class Coupling(Protocol):
     """A module whose loss couples the images of a step; as the objectives are."""
 
-    student: nn.Module
-    couples_images: bool
+    @property
+    def student(self) -> nn.Module:
+        """What learns."""
+        ...
+
+    @property
+    def couples_images(self) -> bool:
+        """Whether it does."""
+        ...
 
     def look(self, batch: Batch, /) -> Sequence[BranchOutput]:
         """What the loss reads of the student, for a micro-batch."""
