@@ -31,6 +31,9 @@ class SelfDistillation(nn.Module):
         config: Temperature warm-up, stochastic depth.
     """
 
+    couples_images = True
+    """Sinkhorn-Knopp or the centre, and KoLeo, look at all images of a step."""
+
     def __init__(self, student: Branch, losses: PrototypesConfig, config: SelfDistillationConfig) -> None:
         super().__init__()
         assert isinstance(student.backbone, VisionTransformer)
@@ -55,9 +58,6 @@ class SelfDistillation(nn.Module):
         warmup, last = self.config.temperature_warmup_steps, self.losses.teacher_temperature
         done = min(1.0, step / warmup) if warmup else 1.0
         return self.config.first_temperature + (last - self.config.first_temperature) * done
-
-    couples_images = True
-    """Sinkhorn-Knopp or the centre, and KoLeo, look at all images of a step."""
 
     def forward(self, batch: Batch, taught: Sequence[BranchOutput] | None = None) -> dict[str, Tensor]:
         """Scalar terms, each a mean over this process's images; "loss" is the one to minimise, "health/..." are not.

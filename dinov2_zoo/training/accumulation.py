@@ -131,8 +131,8 @@ def _without_prototypes(outputs: Any) -> Any:
     """Outputs that others follow: all have the same [K, d] prototypes, and the last ones' are read."""
 
     def drop(part: Any) -> Any:
-        return (
-            HeadOutput(part.bottleneck, part.prototypes.detach()[:0].clone()) if isinstance(part, HeadOutput) else part
-        )
+        if not isinstance(part, HeadOutput):
+            return part
+        return HeadOutput(part.bottleneck, part.prototypes.detach()[:0].clone())
 
     return tree_map(drop, outputs, is_leaf=lambda part: isinstance(part, HeadOutput))

@@ -200,3 +200,20 @@ def test_a_frozen_backbone_gets_no_gradient_and_its_heads_the_right_one(float64)
     got, found = step_of(parts, 0, 3)
     assert found.keys() == gradients.keys() and not any(name.startswith("backbone") for name in found)
     torch.testing.assert_close((got, found), (terms, gradients), rtol=1e-8, atol=1e-11)
+
+
+def test_half_precision_reaches_every_parameter_that_one_large_batch_reaches():
+    module, found = pretrain("sinkhorn"), []
+    for count in (1, 3):
+        cached = CachedStep(module, lambda: torch.autocast("cpu", torch.bfloat16))
+        for batch in pieces(module, 0, count):
+            with torch.autocast("cpu", torch.bfloat16):
+                taught = module.teach(batch)
+            cached.add(batch, taught)
+        cached.backward(lambda _: None)
+        found.append({n: p.grad.double() for n, p in module.student.named_parameters() if p.grad is not None})
+        module.zero_grad()
+    whole, parts = found
+    assert whole.keys() == parts.keys()
+    for name in whole:
+        assert torch.cosine_similarity(parts[name].flatten(), whole[name].flatten(), 0) > 0.99, name
