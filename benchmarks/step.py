@@ -26,6 +26,7 @@ from dinov2_zoo.config import (
     SelfDistillationConfig,
 )
 from dinov2_zoo.data.batch import Batch
+from dinov2_zoo.data.drop_path import Share, draw_kept
 from dinov2_zoo.data.masks import block_mask, stratified_ratios
 from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.heads import PrototypeHead
@@ -46,13 +47,16 @@ def build(size: str, prototypes: int, recompute: bool) -> SelfDistillation:
     return SelfDistillation(branch, PrototypesConfig(), SelfDistillationConfig())
 
 
-def make_batch(images: int) -> Batch:
+def make_batch(module: SelfDistillation, images: int) -> Batch:
     crops, masks, source = CropConfig(), MaskConfig(), torch.Generator().manual_seed(0)
     ratios = stratified_ratios(2 * images, masks, source).tolist()
     hidden = torch.stack([block_mask(crops.global_size // 14, ratio, masks, source) for ratio in ratios])
     large = torch.randn(2, images, 3, crops.global_size, crops.global_size, generator=source)
+    drop_path = module.drop_path(0)
+    kept = drop_path and draw_kept(drop_path, [2, crops.local_count], Share(0, 0, images, images))
     small = torch.randn(crops.local_count, images, 3, crops.local_size, crops.local_size, generator=source)
-    return Batch(large, small, torch.arange(images), torch.arange(images), 0, hidden.view(2, images, -1))
+    ids, masks = torch.arange(images), hidden.view(2, images, -1)
+    return Batch(large, small, ids, ids, 0, masks, drop_path=kept)
 
 
 def stepper(module: nn.Module, batch: Batch, device: torch.device, half: bool) -> Callable[[], Tensor]:
@@ -106,7 +110,7 @@ def main() -> None:
         if half:
             torch.cuda.reset_peak_memory_stats()
         module = build(size, options.prototypes, options.recompute).to(device)
-        step = stepper(module, make_batch(options.images).to(device), device, half)
+        step = stepper(module, make_batch(module, options.images).to(device), device, half)
         with FlopCounterMode(display=False) as counter:
             step()
         times = [seconds(step, device) for _ in range(options.rounds)]

@@ -11,8 +11,9 @@ import network
 import torch
 from paired import paired_seconds, ratio
 
+from dinov2_zoo.data.drop_path import DropPath, Share, draw_kept
 from dinov2_zoo.models import block
-from dinov2_zoo.models.stochastic_depth import draw_subsets, naive_residual
+from dinov2_zoo.models.stochastic_depth import naive_residual, subsets_of
 
 
 def main() -> None:
@@ -21,15 +22,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model, groups = network.build(options)
-    packing, seeds = model.packing(groups), torch.arange(options.images)
+    packing, images = model.packing(groups), options.images
 
     def features(rate: float) -> list[dict[str, torch.Tensor]]:
         if not rate:
             return model.forward_features(groups)
-        subsets = draw_subsets(
-            seeds, network.VIEWS, packing, depth=options.depth, rate=rate, device=torch.device(options.device)
-        )
-        return model.forward_features(groups, None, subsets)
+        kept = draw_kept(DropPath(rate, options.depth, seed=0), network.VIEWS, Share(0, 0, images, images))
+        on_device = [group.map(lambda x: x.to(options.device)) for group in kept]
+        return model.forward_features(groups, None, subsets_of(on_device, packing))
 
     def subset(rate: float) -> None:
         network.forward_backward(model, lambda: features(rate), options.device)

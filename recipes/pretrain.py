@@ -54,6 +54,7 @@ def pretrain(config: PretrainConfig, runtime: Runtime, *, resume: str | None) ->
         images,
         config.crops,
         masks=config.masks,
+        drop_path=module.drop_path(config.runtime.seed),
         patch_size=module.student.backbone.patch_size,
         rank=runtime.rank,
         world_size=runtime.world_size,

@@ -93,7 +93,7 @@ class DistillConfig(RunConfig):
             "0, or use --objective.kind features.",
         )
         if not is_auto(self.loader.batch_size):
-            self.objective.features.check_batch(self.loader.batch_size // self.optim.accumulate)
+            self.objective.features.check_batch(self.loader.batch_size)
         check(self.relative_lr > 0, "relative_lr must be above 0.")
 
     def _check_teachers(self) -> None:

@@ -111,7 +111,7 @@ class FeaturesConfig:
         )
 
     def check_batch(self, images: int) -> None:
-        """Raise ConfigError unless the queue holds the global crops of `images` images, those of one micro-batch."""
+        """Raise ConfigError unless the queue holds the global crops of `images` images, those of one step."""
         check(
             self.queue_weight == 0 or self.queue_size >= 2 * images,
             f"objective.features.queue_size {self.queue_size} does not hold the 2 x {images} global crops of one "

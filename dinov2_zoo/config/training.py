@@ -42,7 +42,8 @@ class OptimConfig:
     freeze_last_layer_steps: AutoInt = AUTO
     """Steps during which prototypes do not move. "auto": 1250 (official: one epoch), at most a twelfth of the run."""
     accumulate: int = 1
-    """Micro-batches per optimizer step; loader.batch_size is split into them."""
+    """Micro-batches per optimizer step; loader.batch_size is split into them. They give what one large batch gives;
+    where the loss looks at all images of a step (prototypes, class relations, neighbours) by a second forward pass."""
     max_bad_steps: int = 0
     """Steps whose loss or gradient is not finite that a run may leave out, without an update; one more ends it. Every
     one is recorded in bad_batches/ (chosen here: 0, look into the first)."""

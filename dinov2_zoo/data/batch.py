@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int8, Int64
 from torch import Tensor
 
+from dinov2_zoo.data.drop_path import Kept
+
 
 @dataclass(frozen=True)
 class Skipped:
@@ -40,6 +42,9 @@ class Batch:
     targets: list[Int8[Tensor, "V B F"]] | None = None
     """What a teacher said of each group's crops earlier, coded (`models.stored`); None: it is to be asked."""
 
+    drop_path: list[Kept] | None = None
+    """Which sequences of each group pass through each of the student's blocks; None: all."""
+
     def groups(self) -> list[Float[Tensor, "V B 3 S S"]]:
         """Crops of one size together: the global ones, and the local ones where there are some."""
         return [self.global_crops, self.local_crops] if len(self.local_crops) else [self.global_crops]
@@ -57,6 +62,8 @@ class Batch:
             local_crops=self.local_crops.to(device, non_blocking=non_blocking),
             sample_ids=self.sample_ids.to(device, non_blocking=non_blocking),
             targets=self.targets and [codes.to(device, non_blocking=non_blocking) for codes in self.targets],
+            drop_path=self.drop_path
+            and [kept.map(lambda x: x.to(device, non_blocking=non_blocking)) for kept in self.drop_path],
         )
 
     def pin_memory(self) -> "Batch":
@@ -68,4 +75,5 @@ class Batch:
             local_crops=self.local_crops.pin_memory(),
             sample_ids=self.sample_ids.pin_memory(),
             targets=self.targets and [codes.pin_memory() for codes in self.targets],
+            drop_path=self.drop_path and [kept.map(Tensor.pin_memory) for kept in self.drop_path],
         )

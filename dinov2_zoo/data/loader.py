@@ -1,8 +1,8 @@
 """Training batches that depend on the step alone: not on processes, workers, accumulation or restarts.
 
 The images of all epochs form one endless line; step s of batch size G takes positions s*G .. (s+1)*G - 1 of it, and
-processes and micro-batches cut that range among them. Position p is image number p mod n of epoch p // n, in an order
-drawn from (seed, epoch). So a restart needs no state but the step.
+processes cut that range among them, and each its part into micro-batches. Position p is image number p mod n of epoch
+p // n, in an order drawn from (seed, epoch). So a restart needs no state but the step.
 
 With a teacher's stored targets, epoch e is stored epoch e mod E again: the same order, the same crops, cut again, with
 what the teacher said of them.
@@ -22,6 +22,7 @@ from dinov2_zoo.data.augment import generator, seed_of
 from dinov2_zoo.data.batch import Batch, Skipped
 from dinov2_zoo.data.crops import multi_crop
 from dinov2_zoo.data.decode import DecodeError, decode
+from dinov2_zoo.data.drop_path import DropPath, Share, draw_kept
 from dinov2_zoo.data.finishing import FinishingStage
 from dinov2_zoo.data.masks import block_mask, check_grid, stratified_ratios
 from dinov2_zoo.data.mixing import mix
@@ -64,6 +65,7 @@ def train_loader(
     seed: int,
     masks: MaskConfig | None = None,
     stage: FinishingStage | None = None,
+    drop_path: DropPath | None = None,
     patch_size: int = 14,
     accumulate: int = 1,
     rank: int = 0,
@@ -84,6 +86,7 @@ def train_loader(
         seed: Of the order, the crops and the masks.
         masks: Which patches of the global crops to hide from a student; None: none.
         stage: From its first step on global crops have its largest side; None: they never change.
+        drop_path: Stochastic depth of the student that the batches are for; None: it has none.
         patch_size: Side of a patch, pixels: masks are grids of patches.
         accumulate: Micro-batches per optimizer step.
         rank: Number of this process.
@@ -113,7 +116,7 @@ def train_loader(
     if masks is not None:
         check_grid(side, masks)
     return MadeAhead(
-        _Crops(source, crops, loader.batch_size, seed, masks, side, stage=stage, targets=targets),
+        _Crops(source, crops, loader.batch_size, seed, masks, side, stage=stage, targets=targets, drop_path=drop_path),
         _Places(len(source), loader.batch_size, accumulate, rank, world_size, start_step, steps),
         loader.workers,
         lower="loader.workers or loader.batch_size",
@@ -153,11 +156,10 @@ class _Places:
         return max(0, self.steps - self.start_step) * self.accumulate
 
     def __iter__(self) -> Iterator[list[Place]]:
-        micro = self.batch_size // self.accumulate
-        mine = micro // self.world_size
+        mine = self.batch_size // self.accumulate // self.world_size
         for step in range(self.start_step, self.steps):
             for part in range(self.accumulate):
-                first = step * self.batch_size + part * micro + self.rank * mine
+                first = step * self.batch_size + (self.rank * self.accumulate + part) * mine
                 yield [Place(*divmod(position, self.length)) for position in range(first, first + mine)]
 
 
@@ -184,6 +186,7 @@ class _Crops:
         *,
         stage: FinishingStage | None = None,
         targets: Targets | None = None,
+        drop_path: DropPath | None = None,
     ) -> None:
         self.source = source
         self.crops = crops
@@ -193,6 +196,7 @@ class _Crops:
         self.side = side
         self.stage = stage
         self.targets = targets
+        self.drop_path = drop_path
 
     def __call__(self, places: list[Place]) -> Batch:
         config, count = self.crops, len(places)
@@ -211,7 +215,12 @@ class _Crops:
         seeds = [seed_of("image", self.seed, place.epoch, i) for place, i in zip(places, ids, strict=True)]
         masks = None if self.masks is None else self._hide(self.masks, step, first, places, ids)
         targets = None if self.targets is None else [torch.stack(group, 1) for group in zip(*taught, strict=True)]
-        return Batch(global_crops, local_crops, torch.tensor(ids), torch.tensor(seeds), step, masks, skipped, targets)
+        kept = None
+        if self.drop_path is not None:
+            views = [2, config.local_count] if config.local_count else [2]
+            kept = draw_kept(self.drop_path, views, Share(step, first, count, self.batch_size))
+        numbers = torch.tensor(ids), torch.tensor(seeds)
+        return Batch(global_crops, local_crops, *numbers, step, masks, skipped, targets, kept)
 
     def _hide(
         self, config: MaskConfig, step: int, first: int, places: list[Place], ids: list[int]

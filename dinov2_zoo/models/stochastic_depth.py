@@ -2,8 +2,8 @@
 
 Instead of computing a branch for everyone and dropping some results, those sequences are left out beforehand; the
 others' results are scaled up, so that the expectation is that of the whole. Attention and feed-forward draw apart, and
-so does each group of crops. The draws are made ahead, outside of the network: activation checkpointing then recomputes
-with the same ones, and a restarted run repeats them.
+so does each group of crops. The draws are made ahead, by the loader (`data.drop_path`): activation checkpointing then
+recomputes with the same ones, and a restarted run repeats them.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from dinov2_zoo.data.drop_path import Kept
 from dinov2_zoo.models.packing import Packing
 
 Residual = Callable[[Tensor, Packing], Tensor]
@@ -28,55 +29,33 @@ class Subset:
     packing: Packing
     """How the kept tokens divide into sequences."""
     scale: Float[Tensor, "kept 1"]
-    """Sequences / kept sequences, of each token's group."""
+    """What each token's result counts."""
 
 
-def draw_subsets(
-    seeds: Int64[Tensor, " B"],
-    views: Sequence[int],
-    packing: Packing,
-    *,
-    depth: int,
-    rate: float,
-    device: torch.device,
-) -> list[tuple[Subset, Subset]]:
-    """Subsets for attention and feed-forward of every block; max(1, int(b * (1 - rate))) of a group's b sequences.
-
-    Each image's sequences get random keys, which follow from its seed alone; the smallest of a group stay.
+def subsets_of(kept: Sequence[Kept], packing: Packing) -> list[tuple[Subset, Subset]]:
+    """Subsets for attention and feed-forward of every block, on the device of `kept`; the host waits for nothing.
 
     Args:
-        seeds: One per image: `Batch.seeds`.
-        views: Crops per image in each group; a group's sequences are ordered by view, then image.
+        kept: Sequences of each group.
         packing: How the whole row divides into sequences.
-        depth: Blocks.
-        rate: Share of sequences left out, the same for all blocks (official).
-        device: Where the row is.
     """
-    keys = torch.stack(
-        [torch.rand(sum(views), 2 * depth, generator=torch.Generator().manual_seed(s)) for s in seeds.tolist()], dim=1
-    )  # [views, B, branches]
-    starts: list[Tensor] = []
-    kept_groups: list[tuple[int, int]] = []
-    scales: list[Tensor] = []
+    rows: list[Sequence[Tensor]] = []
+    scales: list[Sequence[Tensor]] = []
     first = 0
-    for group, (sequences, tokens) in zip(keys.split(list(views)), packing.groups, strict=True):
-        kept = max(1, int(sequences * (1 - rate)))
-        chosen = group.flatten(0, 1).argsort(dim=0)[:kept].sort(dim=0).values.T  # [branches, kept]
-        starts.append(first + chosen * tokens)
-        kept_groups.append((kept, tokens))
-        scales.append(torch.full((kept * tokens, 1), sequences / kept, device=device))
+    for group, (sequences, tokens) in zip(kept, packing.groups, strict=True):
+        starts = first + group.sequences * tokens
+        places = starts[:, None] + torch.arange(tokens, device=starts.device)
+        rows.append(places.split(group.counts))
+        scales.append(group.scale[:, None].expand_as(places).split(group.counts))
         first += sequences * tokens
-    # One small transfer for all blocks; the device itself counts on from where sequences start.
-    on_device = torch.cat(starts, dim=1).to(device).split([kept for kept, _ in kept_groups], dim=1)
-    rows = torch.cat(
-        [
-            (start[..., None] + torch.arange(tokens, device=device)).flatten(1)
-            for start, (_, tokens) in zip(on_device, kept_groups, strict=True)
-        ],
-        dim=1,
-    )
-    scale, kept_packing = torch.cat(scales), Packing(tuple(kept_groups))
-    branches = [Subset(row, kept_packing, scale) for row in rows]
+    branches = [
+        Subset(
+            torch.cat([part.flatten() for part in of_branch]),
+            Packing(tuple((len(part), part.shape[1]) for part in of_branch)),
+            torch.cat([part.flatten() for part in scale])[:, None],
+        )
+        for of_branch, scale in zip(zip(*rows, strict=True), zip(*scales, strict=True), strict=True)
+    ]
     return list(zip(branches[::2], branches[1::2], strict=True))
 
 

@@ -5,7 +5,7 @@ look into other dataclasses.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -33,9 +33,9 @@ class Tokens:
         return self.map(lambda tokens: tokens[index])
 
     @staticmethod
-    def cat(parts: Sequence["Tokens"]) -> "Tokens":
-        """Tokens of several batches as one."""
-        return Tokens(torch.cat([p.class_token for p in parts]), torch.cat([p.patches for p in parts]))
+    def cat(parts: Sequence["Tokens"], dim: int = 0) -> "Tokens":
+        """Tokens of several batches as one; `dim` is that of the images."""
+        return Tokens(torch.cat([p.class_token for p in parts], dim), torch.cat([p.patches for p in parts], dim))
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ class HeadOutput:
     bottleneck: Float[Tensor, "*tokens d"]
     """Unit vectors."""
     prototypes: Float[Tensor, "K d"]
+
+    @staticmethod
+    def cat(parts: Sequence["HeadOutput"]) -> "HeadOutput":
+        """Outputs of one head for several batches, as one."""
+        return HeadOutput(torch.cat([p.bottleneck for p in parts], dim=-2), parts[-1].prototypes)
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,32 @@ class BranchOutput:
     further: list[Tokens] = field(default_factory=list)
     """Class and patch tokens in the standardised spaces of further teachers, in their order."""
 
+    def without_patches(self) -> "BranchOutput":
+        """The same without patch tokens but those behind a head; the class tokens no longer hold on to their memory."""
+        own = self.tokens
+        return replace(
+            self, tokens=Tokens(own.class_token.clone(), own.patches.new_empty(*own.patches.shape[:2], 0, 1))
+        )
+
+    @staticmethod
+    def cat(parts: Sequence["BranchOutput"]) -> "BranchOutput":
+        """What one branch makes of several batches, as of one; patches behind a head are in order of the batches."""
+        first = parts[0]
+        return BranchOutput(
+            Tokens.cat([part.tokens for part in parts], dim=1),
+            first.projected and Tokens.cat([part.projected for part in parts if part.projected], dim=1),
+            first.dino and HeadOutput.cat([part.dino for part in parts if part.dino]),
+            first.ibot and HeadOutput.cat([part.ibot for part in parts if part.ibot]),
+            [Tokens.cat(same, dim=1) for same in zip(*(part.further for part in parts), strict=True)],
+        )
+
 
 for kind in (Tokens, HeadOutput, BranchOutput):
     register_dataclass(kind)
+
+
+def joined(parts: Sequence[Sequence[BranchOutput]]) -> list[BranchOutput]:
+    """A branch's outputs for several batches, each a list by size of crop, as those for one batch."""
+    if len(parts) == 1:
+        return list(parts[0])
+    return [BranchOutput.cat(same) for same in zip(*parts, strict=True)]

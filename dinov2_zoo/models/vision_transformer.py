@@ -145,7 +145,7 @@ class VisionTransformer(nn.Module):
         Args:
             x: Images [B, 3, H, W], normalised; or a list of such.
             masks: True where a patch is hidden, [B, N] bool; or a list of such; or None.
-            subsets: Which sequences run through each block's two branches (`draw_subsets`); None: all.
+            subsets: Which sequences run through each block's two branches (`subsets_of`); None: all.
 
         Returns:
             Meta's names, per group: x_norm_clstoken [B, D], x_norm_regtokens [B, R, D] (R may be 0),

@@ -19,7 +19,7 @@ from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.heads import FeatureProjector
 from dinov2_zoo.models.students import TimmStudent
 from dinov2_zoo.models.teacher_view import TeacherView
-from dinov2_zoo.models.tokens import BranchOutput
+from dinov2_zoo.models.tokens import BranchOutput, joined
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.objectives.features import FeaturesObjective
 from dinov2_zoo.objectives.ibot import sampled_positions
@@ -80,11 +80,14 @@ class Distillation(nn.Module):
             batch: Crops.
             taught: From `teach`, of this module or another with the same teacher; None: asks the teacher now.
         """
-        taught = self.teach(batch) if taught is None else taught
+        return self.compare([batch], [self.look(batch)], [self.teach(batch) if taught is None else taught])
+
+    def look(self, batch: Batch) -> list[BranchOutput]:
+        """The student's outputs, of all crops."""
         if isinstance(self.objective, FeaturesObjective):
-            return self.objective(self.student(self._of_stage(batch, 0).groups()), taught, batch.seeds)
-        student = self.student(batch.groups(), positions=self._positions(batch))
-        return self.objective(student, taught, teacher_temperature=self.config.prototypes.teacher_temperature)
+            return self.student(self._of_stage(batch, 0).groups())
+        found = self.student(batch.groups(), positions=self._positions(batch))
+        return [output.without_patches() for output in found]
 
     @torch.no_grad()
     def teach(self, batch: Batch) -> list[BranchOutput]:
@@ -94,7 +97,31 @@ class Distillation(nn.Module):
         """
         if isinstance(self.objective, FeaturesObjective):
             return self.teacher(self._of_stage(batch, 1).for_teacher())
-        return self.teacher(batch.for_teacher()[:1], positions=self._positions(batch))
+        found = self.teacher(batch.for_teacher()[:1], positions=self._positions(batch))
+        return [output.without_patches() for output in found]
+
+    def compare(
+        self,
+        batches: Sequence[Batch],
+        student: Sequence[Sequence[BranchOutput]],
+        taught: Sequence[Sequence[BranchOutput]],
+    ) -> dict[str, Tensor]:
+        """As `forward`, of one batch or of a step's micro-batches as if they were one.
+
+        Args:
+            batches: The micro-batches.
+            student: From `look`, one for each.
+            taught: From `teach`, one for each.
+        """
+        outputs = joined(student), joined(taught)
+        if isinstance(self.objective, FeaturesObjective):
+            return self.objective(*outputs, torch.cat([batch.seeds for batch in batches]))
+        return self.objective(*outputs, teacher_temperature=self.config.prototypes.teacher_temperature)
+
+    @property
+    def couples_images(self) -> bool:
+        """Whether the loss looks at all images of a step together."""
+        return self.objective.couples_images
 
     def lessons(self) -> list[Lesson]:
         """Of kind "features": one, or one for each of several teachers, the main one's first."""

@@ -48,6 +48,8 @@ class FeaturesObjective(nn.Module):
             "class_neighbours": config.queue_weight,
         }
         """By name of the term."""
+        self.couples_images = any(self.weights[name] for name in ("class_gram", "patch_neighbours", "class_neighbours"))
+        """Whether a term looks at all images of a step together."""
 
     @without_autocast
     def forward(

@@ -27,6 +27,9 @@ class PrototypesObjective(nn.Module):
         ibot_prototypes: K of the patch-token head.
     """
 
+    couples_images = True
+    """Targets are balanced over all images of a step, and each looks for its neighbour among all."""
+
     dino_center: Tensor
     ibot_center: Tensor
 

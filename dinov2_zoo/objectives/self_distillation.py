@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from dinov2_zoo.config import PrototypesConfig, SelfDistillationConfig
 from dinov2_zoo.data.batch import Batch
+from dinov2_zoo.data.drop_path import DropPath
 from dinov2_zoo.errors import ConfigError
 from dinov2_zoo.models.branch import Branch
-from dinov2_zoo.models.stochastic_depth import Subset, draw_subsets
+from dinov2_zoo.models.stochastic_depth import Subset, subsets_of
+from dinov2_zoo.models.tokens import BranchOutput, joined
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.objectives.health import health
 from dinov2_zoo.objectives.ibot import masked_positions
@@ -28,6 +30,9 @@ class SelfDistillation(nn.Module):
         losses: Weights and temperatures of the three losses.
         config: Temperature warm-up, stochastic depth.
     """
+
+    couples_images = True
+    """Sinkhorn-Knopp or the centre, and KoLeo, look at all images of a step."""
 
     def __init__(self, student: Branch, losses: PrototypesConfig, config: SelfDistillationConfig) -> None:
         super().__init__()
@@ -54,16 +59,43 @@ class SelfDistillation(nn.Module):
         done = min(1.0, step / warmup) if warmup else 1.0
         return self.config.first_temperature + (last - self.config.first_temperature) * done
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalar terms, each a mean over this process's images; "loss" is the one to minimise, "health/..." are not."""
-        assert batch.masks is not None, "the loader draws masks when it is given their settings"
-        crops = batch.groups()
-        positions, weights = masked_positions(batch.masks)
-        temperature = self.teacher_temperature(batch.step)
-        student = self.student(crops, masks=batch.masks, subsets=self._subsets(batch, crops), positions=positions)
-        with torch.no_grad():
-            teacher = self.ema(crops[:1], positions=positions)
-        terms = self.objective(student, teacher, teacher_temperature=temperature, patch_weights=weights)
+    def forward(self, batch: Batch, taught: Sequence[BranchOutput] | None = None) -> dict[str, Tensor]:
+        """Scalar terms, each a mean over this process's images; "loss" is the one to minimise, "health/..." are not.
+
+        Args:
+            batch: Crops with masks.
+            taught: From `teach`; None: asks the average now.
+        """
+        return self.compare([batch], [self.look(batch)], [self.teach(batch) if taught is None else taught])
+
+    def look(self, batch: Batch) -> list[BranchOutput]:
+        """The student's outputs."""
+        crops, (positions, _) = batch.groups(), _hidden(batch)
+        found = self.student(crops, masks=batch.masks, subsets=self._subsets(batch, crops), positions=positions)
+        return [output.without_patches() for output in found]
+
+    @torch.no_grad()
+    def teach(self, batch: Batch) -> list[BranchOutput]:
+        """The average's outputs for the global crops, at the patches that are hidden from the student."""
+        found = self.ema([batch.global_crops], positions=_hidden(batch)[0])
+        return [output.without_patches() for output in found]
+
+    def compare(
+        self,
+        batches: Sequence[Batch],
+        student: Sequence[Sequence[BranchOutput]],
+        taught: Sequence[Sequence[BranchOutput]],
+    ) -> dict[str, Tensor]:
+        """As `forward`, of one batch or of a step's micro-batches as if they were one.
+
+        Args:
+            batches: The micro-batches.
+            student: From `look`, one for each.
+            taught: From `teach`, one for each.
+        """
+        temperature, teacher = self.teacher_temperature(batches[0].step), joined(taught)
+        weights = torch.cat([_hidden(batch)[1] for batch in batches]) / len(batches)
+        terms = self.objective(joined(student), teacher, teacher_temperature=temperature, patch_weights=weights)
         seen = teacher[0]
         assert seen.dino is not None
         metrics = health(
@@ -71,17 +103,27 @@ class SelfDistillation(nn.Module):
         )
         return terms | {f"health/{name}": metric for name, metric in metrics.items()}
 
+    def drop_path(self, seed: int) -> DropPath | None:
+        """What the loader is to draw for the student's stochastic depth; None: it has none.
+
+        Args:
+            seed: Of the run.
+        """
+        backbone, rate = self.student.backbone, self.config.drop_path
+        assert isinstance(backbone, VisionTransformer)
+        return DropPath(rate, len(backbone.blocks), seed) if rate else None
+
     def _subsets(self, batch: Batch, crops: list[Tensor]) -> Sequence[tuple[Subset, Subset]] | None:
         """Which sequences pass through each of the student's blocks."""
         if not (self.training and self.config.drop_path):
             return None
+        assert batch.drop_path is not None, "the loader draws them when it is given `drop_path`"
         backbone = self.student.backbone
         assert isinstance(backbone, VisionTransformer)
-        return draw_subsets(
-            batch.seeds,
-            [len(group) for group in crops],
-            backbone.packing([group.flatten(0, 1) for group in crops]),
-            depth=len(backbone.blocks),
-            rate=self.config.drop_path,
-            device=batch.global_crops.device,
-        )
+        return subsets_of(batch.drop_path, backbone.packing([group.flatten(0, 1) for group in crops]))
+
+
+def _hidden(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Which patches are hidden from the student, and their weights."""
+    assert batch.masks is not None, "the loader draws masks when it is given their settings"
+    return masked_positions(batch.masks)

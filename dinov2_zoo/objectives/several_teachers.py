@@ -15,7 +15,7 @@ from dinov2_zoo.data.augment import generator
 from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.models.branch import Branch, Crops
 from dinov2_zoo.models.teacher_view import TeacherView
-from dinov2_zoo.models.tokens import BranchOutput
+from dinov2_zoo.models.tokens import BranchOutput, joined
 from dinov2_zoo.objectives.distillation import Distillation, Lesson
 from dinov2_zoo.objectives.features import FeaturesObjective
 
@@ -118,12 +118,23 @@ class SeveralTeachers(Distillation):
             batch: Crops.
             taught: From `teach`, of this module or another with the same teachers; None: asks them now.
         """
-        taught = self.teach(batch) if taught is None else taught
-        outputs = self.student(self._of_stage(batch, 0).groups())
+        return self.compare([batch], [self.look(batch)], [self.teach(batch) if taught is None else taught])
+
+    def compare(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, batches: Sequence[Batch], student: Sequence[Sequence[BranchOutput]], taught: Sequence[Taught]
+    ) -> dict[str, Tensor]:
+        """As `forward`, of one batch or of a step's micro-batches as if they were one; all asked the same teachers.
+
+        Args:
+            batches: The micro-batches.
+            student: From `look`, one for each.
+            taught: From `teach`, one for each.
+        """
+        outputs, seeds = joined(student), torch.cat([batch.seeds for batch in batches])
         lessons = self.lessons()
         found = {
-            number: lessons[number].objective(of_teacher(outputs, number), said, batch.seeds)
-            for number, said in taught.items()
+            number: lessons[number].objective(of_teacher(outputs, number), joined([t[number] for t in taught]), seeds)
+            for number in taught[0]
         }
         total = sum(self.weights[number] for number in found)
         loss = torch.stack([terms["loss"] * (self.weights[n] / total) for n, terms in found.items()]).sum()

@@ -22,7 +22,7 @@ class Interval:
         self._waited = 0.0
 
     def add_terms(self, micro_batches: Sequence[Mapping[str, Tensor]]) -> None:
-        """Note the loss terms of an update, one mapping per micro-batch."""
+        """Note the loss terms of an update: one mapping per micro-batch, or one of all together."""
         for terms in micro_batches:
             for name, term in terms.items():
                 self._totals[name] = self._totals.get(name, 0) + term.double() / len(micro_batches)

@@ -11,6 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.errors import TrainingError
 from dinov2_zoo.training import gradients
+from dinov2_zoo.training.accumulation import CachedStep, couples_images
 from dinov2_zoo.training.bad_steps import record_bad_step
 from dinov2_zoo.training.ema import update_ema
 from dinov2_zoo.training.interval import Interval, peak_memory
@@ -37,7 +38,9 @@ class Lane:
     """Why this run has ended before the others, its weights those before the step that went wrong."""
     _interval: Interval = field(default_factory=Interval)
     _terms: list[dict[str, Tensor]] = field(default_factory=list)
-    """Loss terms of each micro-batch of this step."""
+    """Loss terms of each micro-batch of this step, or of all of them together."""
+    _cached: CachedStep | None = None
+    """This step's micro-batches so far, where the loss is one of all of them."""
     _statistics: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """What the forward pass itself moves (centres, running statistics), and how it was before this step."""
     _norms: dict[str, Tensor] = field(default_factory=dict)
@@ -48,15 +51,25 @@ class Lane:
         self.state.set_rates()
         keep = self.state.config.max_bad_steps > 0
         self._statistics = [(b, b.clone()) for b in self.state.statistics()] if keep else []
-        self._terms, self._norms = [], {}
+        self._terms, self._norms, self._cached = [], {}, None
 
     def backward(self, runtime: Runtime, batch: Batch, taught: tuple[Any, ...]) -> None:
-        """Forward and backward pass of a micro-batch on the device; `taught` as from `ask_teacher`."""
-        accumulate = self.state.config.accumulate
-        if isinstance(self.state.student, FSDPModule):  # reduce gradients once per step, not once per micro-batch
-            self.state.student.set_requires_gradient_sync(len(self._terms) == accumulate - 1)
+        """Forward and backward pass of a micro-batch on the device; `taught` as from `ask_teacher`.
+
+        Where the loss is one of all micro-batches (`accumulation`), the backward passes wait for the last of them.
+        """
+        module, accumulate = self.state.module, self.state.config.accumulate
+        if accumulate > 1 and couples_images(module):
+            if self._cached is None:
+                self._cached = CachedStep(module, runtime.autocast)
+            self._cached.add(batch, *taught)
+            if len(self._cached) == accumulate:
+                self._terms.append(self._cached.backward(self._reduce))
+                self._cached = None
+            return
+        self._reduce(len(self._terms) == accumulate - 1)
         with runtime.autocast():
-            terms = self.state.module(batch, *taught)
+            terms = module(batch, *taught)
         (terms["loss"] / accumulate).backward()
         self._terms.append({name: term.detach() for name, term in terms.items()})
 
@@ -124,6 +137,11 @@ class Lane:
         if not state.student.training:  # an evaluation hook left it so
             state.module.train()
 
+    def _reduce(self, now: bool) -> None:
+        """Sum gradients over processes in the next backward pass or not: once per step, not per micro-batch."""
+        if isinstance(self.state.student, FSDPModule):
+            self.state.student.set_requires_gradient_sync(now)
+
     def _agree(self, runtime: Runtime, stop: bool, parts: Mapping[str, list[Tensor]]) -> tuple[bool, bool, Tensor]:
         """Whether to stop, whether all is finite, and each part's gradient norm: the same on all processes.
 
@@ -142,11 +160,11 @@ def ask_teacher(modules: Sequence[nn.Module], batch: Batch) -> tuple[Any, ...]:
     """What the modules' one teacher says of a batch, to follow the batch as an argument of each module.
 
     Args:
-        modules: Of one kind, with the same teacher where they have a frozen one: then they have `teach`.
+        modules: Of one kind, with the same teacher; or one alone, which may be taught by its own average.
         batch: On the device.
 
     Returns:
-        It alone; nothing where the modules have no `teach`, as in pretraining.
+        It alone; nothing where the modules have no `teach`.
     """
     teach = getattr(modules[0], "teach", None)
     return () if teach is None else (teach(batch),)

@@ -223,7 +223,7 @@ class _Pass:
         self.pixels = sum(group.numel() for group in groups)
         self.stream = FULL * sum(packing.lengths) * backbone.embed_dim
         self.teacher_tokens = math.prod(packing.groups[0])
-        # As in `draw_subsets`: a block's two branches run on so many sequences of each group.
+        # As in `draw_kept`: a block's two branches run on so many sequences of each group.
         self.branch_tokens = sum(max(1, int(n * (1 - rate))) * tokens for n, tokens in packing.groups)
         self.subsets = rate > 0
         # `sdpa` lays its groups' results together into one more tensor, and so it does with a single group.
@@ -252,13 +252,13 @@ class _Pass:
         """Crops as the patch embedding reads them; each block's activations or, with checkpointing, its input."""
         if not self.learns:
             return 0
-        rows = INDEX * 2 * self.shape.depth * self.branch_tokens if self.subsets else 0
+        rows = (INDEX + FULL) * 2 * self.shape.depth * self.branch_tokens if self.subsets else 0  # and their scales
         block = self.stream if self.checkpointing else self.block_activations()
         return self.half * self.pixels + rows + self.shape.depth * block
 
     def final_norm(self) -> int:
-        """The stream twice, before and after; after only, where the backbone is frozen."""
-        return (2 if self.learns else 1) * self.stream
+        """The stream before it, where the backbone learns; of what comes after, losses and heads have copies."""
+        return self.stream if self.learns else 0
 
     def backward_of_a_block(self) -> int:
         """The stream's gradient; the feed-forward's, half as wide as what it keeps; the block, if it is recomputed."""

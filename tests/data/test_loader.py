@@ -1,7 +1,6 @@
 """The step alone decides the batch; bad files are replaced, reported and, when there are many, the end of the run."""
 
 import io
-import itertools
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ from PIL import Image
 
 from dinov2_zoo.config import CropConfig, LoaderConfig, MaskConfig
 from dinov2_zoo.data.batch import Batch, Skipped
+from dinov2_zoo.data.drop_path import DropPath, Share, draw_kept
 from dinov2_zoo.data.loader import epoch_order, train_loader
 from dinov2_zoo.data.skips import SkipLedger, guarded
 from dinov2_zoo.data.sources import open_source
@@ -114,8 +114,25 @@ def test_same_pixels_whatever_the_processes_and_micro_batches(accumulate, world_
     ranks = [batches(source, accumulate=accumulate, world_size=world_size, rank=r) for r in range(world_size)]
     assert all(len(made) == 5 * accumulate for made in ranks)
     assert all(len(batch.sample_ids) == 4 // accumulate // world_size for made in ranks for batch in made)
-    in_turn = list(itertools.chain.from_iterable(zip(*ranks, strict=True)))
+    steps = zip(*(zip(*[iter(made)] * accumulate, strict=True) for made in ranks), strict=True)
+    in_turn = [batch for step in steps for share in step for batch in share]
     assert_same(joined(in_turn), joined(batches(source)))
+
+
+@pytest.mark.parametrize("local", [0, 2])
+def test_dropped_paths_are_those_of_the_whole_step(local):
+    crops, drop_path = CropConfig(global_size=28, local_size=14, local_count=local), DropPath(0.4, depth=2, seed=3)
+    options = {"crops": crops, "drop_path": drop_path, "batch_size": 20, "steps": 3}
+    images = Pictures(30)
+    for rank in range(2):
+        made = batches(images, world_size=2, rank=rank, accumulate=5, **options)
+        for number, batch in enumerate(made):
+            place = Share(batch.step, rank * 10 + number % 5 * 2, 2, 20)
+            expected = draw_kept(drop_path, [2, local] if local else [2], place)
+            assert len(batch.drop_path) == len(batch.groups()) == len(expected)
+            for kept, wanted in zip(batch.drop_path, expected, strict=True):
+                assert torch.equal(kept.sequences, wanted.sequences) and torch.equal(kept.scale, wanted.scale)
+    assert batches(steps=1)[0].drop_path is None
 
 
 def test_same_pixels_after_a_restart():

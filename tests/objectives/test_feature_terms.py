@@ -234,8 +234,10 @@ def test_settings_that_cannot_work_are_sentences(options, message):
         parse(DistillConfig, ["--loader.batch_size=32", *given])
 
 
-def test_the_queue_need_only_hold_a_micro_batch():
+def test_the_queue_holds_a_step_however_many_micro_batches_it_has():
     options = ["--objective.features.queue_weight=1", "--objective.features.queue_size=32", "--loader.batch_size=32"]
-    parse(DistillConfig, [*options, "--optim.accumulate=2"])
+    with pytest.raises(ConfigError, match="use at least 64"):
+        parse(DistillConfig, [*options, "--optim.accumulate=2"])
+    parse(DistillConfig, [*options, "--loader.batch_size=16"])
     # Where a term is left out, what it is made of does not matter.
     parse(DistillConfig, options[1:])

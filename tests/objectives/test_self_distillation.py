@@ -117,11 +117,12 @@ def test_the_temperature_rises_linearly_and_stays():
     assert early != late
 
 
-def test_stochastic_depth_acts_in_training_and_follows_from_the_seeds():
+def test_stochastic_depth_acts_in_training_and_follows_from_seed_and_step():
     config = SelfDistillationConfig(drop_path=0.5, temperature_warmup_steps=0)
-    module, batch = tiny.self_distillation(config=config), tiny.masked_batch()
-    first, again = module(batch)["loss"], module(batch)["loss"]
-    other = module(dataclasses.replace(batch, seeds=batch.seeds + 100))["loss"]
+    module, whole = tiny.self_distillation(config=config), tiny.masked_batch()
+    batch = tiny.rows(whole, 0, 1, module.drop_path(0))
+    first, again = module(batch)["loss"], module(tiny.rows(whole, 0, 1, module.drop_path(0)))["loss"]
+    other = module(tiny.rows(whole, 0, 1, module.drop_path(1)))["loss"]
     module.eval()
     whole = module(batch)["loss"]
     assert first == again and len({first.item(), other.item(), whole.item()}) == 3

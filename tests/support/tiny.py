@@ -6,6 +6,7 @@ import torch
 
 from dinov2_zoo.config import HeadConfig, ModelConfig, ObjectiveConfig, PrototypesConfig, SelfDistillationConfig
 from dinov2_zoo.data.batch import Batch
+from dinov2_zoo.data.drop_path import Share, draw_kept
 from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.heads import FeatureProjector, PrototypeHead
 from dinov2_zoo.models.vision_transformer import VisionTransformer
@@ -84,8 +85,17 @@ def batch(images=5, local=3, seed=0):
     )
 
 
-def rows(whole, rank, world):
-    """The part of a batch that one of several processes sees."""
-    share = len(whole.sample_ids) // world
-    mine = slice(rank * share, (rank + 1) * share)
-    return Batch(whole.global_crops[:, mine], whole.local_crops[:, mine], whole.sample_ids[mine], whole.seeds[mine])
+def rows(whole, rank, world, drop_path=None):
+    """The part of a batch that one of several processes sees, or one of several micro-batches is."""
+    share, views = len(whole.sample_ids) // world, [len(group) for group in whole.groups()]
+    first = rank * share
+    mine = slice(first, first + share)
+    return Batch(
+        whole.global_crops[:, mine],
+        whole.local_crops[:, mine],
+        whole.sample_ids[mine],
+        whole.seeds[mine],
+        whole.step,
+        None if whole.masks is None else whole.masks[:, mine],
+        drop_path=drop_path and draw_kept(drop_path, views, Share(whole.step, first, share, share * world)),
+    )

@@ -27,6 +27,7 @@ from dinov2_zoo.config import (
     TeachersConfig,
 )
 from dinov2_zoo.data.batch import Batch
+from dinov2_zoo.data.drop_path import DropPath, Share, draw_kept
 from dinov2_zoo.data.finishing import FinishingStage
 from dinov2_zoo.errors import TrainingError
 from dinov2_zoo.initialisation.projector import fit_projector
@@ -48,16 +49,21 @@ from dinov2_zoo.training.runtime import Runtime
 from dinov2_zoo.training.state import TrainState
 
 STEPS, CUT, IMAGES = 6, 3, 8
+ACCUMULATED = ("relations", "ema", "pretrain")
+"""Runs whose steps come in two micro-batches on each of several processes, and in one piece on a single one."""
+DROPPED = DropPath(0.4, depth=4, seed=0)
+"""Stochastic depth of the pretraining run."""
 
 
-def network(dim):
-    shape = {"depth": 2, "num_heads": 2, "patch_size": 4, "img_size": 16, "num_registers": 2, "layer_scale": 1.0}
+def network(dim, depth=2):
+    shape = {"depth": depth, "num_heads": 2, "patch_size": 4, "img_size": 16, "num_registers": 2, "layer_scale": 1.0}
     return VisionTransformer(ModelConfig(embed_dim=dim, **shape))
 
 
 def distillation(kind):
     """A ViT of 32 channels teaches one of 16, with every part that the real recipe has; or its own average does."""
-    student, teacher = network(16), network(32)
+    # Deep enough that hardly a class token passes by all attention: KoLeo's gradient explodes where two are equal.
+    student, teacher = network(16, DROPPED.depth if kind == "pretrain" else 2), network(32)
     if kind == "relations":  # every term, in a run whose last steps see several sizes
         weights = {name: 1.0 for name in ("gram_weight", "class_gram_weight", "neighbour_weight", "queue_weight")}
         more = {"standardise": "phi-s", "projector": "mlp", "queue_size": 40, "neighbour_patches": 3}
@@ -81,16 +87,22 @@ def distillation(kind):
         for net, dim in ((student, 16), (teacher, 32))
     ]
     if kind == "pretrain":
-        config = SelfDistillationConfig(drop_path=0.0, temperature_warmup_steps=4)
+        config = SelfDistillationConfig(drop_path=DROPPED.rate, temperature_warmup_steps=4)
         return SelfDistillation(branches[0], PrototypesConfig(chunk=16), config)
     prototypes = PrototypesConfig(centering=kind, chunk=16)
     return Distillation(*branches, ObjectiveConfig(kind="prototypes", prototypes=prototypes))
 
 
-def batches(runtime, start=0):
-    """This process's part of each step's images: two global views and one local one."""
-    share = IMAGES // runtime.world_size
-    mine = slice(runtime.rank * share, (runtime.rank + 1) * share)
+def micro_batches(runtime, kind):
+    """Per step and process."""
+    return 2 if kind in ACCUMULATED and runtime.world_size > 1 else 1
+
+
+def batches(runtime, start=0, kind=None):
+    """This process's part of each step's images, perhaps in micro-batches: two global views and one local one."""
+    accumulate = micro_batches(runtime, kind)
+    share = IMAGES // runtime.world_size // accumulate
+    drop_path = DROPPED if kind == "pretrain" else None
     for step in range(start, STEPS):
         generator = torch.Generator().manual_seed(step)
         large = torch.randn(2, IMAGES, 3, 16, 16, generator=generator).to(torch.get_default_dtype())
@@ -98,7 +110,12 @@ def batches(runtime, start=0):
         ids = torch.arange(step * IMAGES, (step + 1) * IMAGES)
         # Another number of masked patches in every crop, none in some.
         masks = torch.rand(2, IMAGES, 16, generator=generator) < torch.linspace(0, 0.6, IMAGES)[:, None]
-        yield Batch(large[:, mine], small[:, mine], ids[mine], ids[mine], step, masks[:, mine])
+        for part in range(accumulate):
+            first = (runtime.rank * accumulate + part) * share
+            mine = slice(first, first + share)
+            kept = drop_path and draw_kept(drop_path, (2, 1), Share(step, first, share, IMAGES))
+            images = large[:, mine], small[:, mine], ids[mine], ids[mine]
+            yield Batch(*images, step, masks[:, mine], drop_path=kept)
 
 
 def start(runtime, kind, seed=0):
@@ -106,7 +123,8 @@ def start(runtime, kind, seed=0):
     module = distillation(kind)
     for lesson in module.lessons() if kind in ("features", "relations", "teachers") else ():
         fit_projector(module, batches(runtime), device=runtime.device, autocast=runtime.autocast, lesson=lesson)
-    optim, coordinates = tiny_run.config(STEPS, base_lr=1e-2, ema_momentum=(0.9, 1.0)), None
+    accumulate, coordinates = micro_batches(runtime, kind), None
+    optim = tiny_run.config(STEPS, base_lr=1e-2, ema_momentum=(0.9, 1.0), accumulate=accumulate)
     if kind == "relations":
         optim = replace(optim, weight_decay=(0.0, 0.0))
         coordinates = measure_coordinates(module.student, batches(runtime), device=runtime.device)
@@ -128,7 +146,11 @@ def scenario(runtime, out, kind):
     lines = []
     state = start(runtime, kind)
     tiny_run.train(
-        runtime, state, batches(runtime), tiny_run.silent_log(STEPS), [watch, lambda _, line: lines.append(dict(line))]
+        runtime,
+        state,
+        batches(runtime, kind=kind),
+        tiny_run.silent_log(STEPS),
+        [watch, lambda _, line: lines.append(dict(line))],
     )
 
     broken = start(runtime, kind)
@@ -140,10 +162,10 @@ def scenario(runtime, out, kind):
             raise InterruptedError
 
     with contextlib.suppress(InterruptedError):
-        tiny_run.train(runtime, broken, batches(runtime), tiny_run.silent_log(STEPS), [watch, stop])
+        tiny_run.train(runtime, broken, batches(runtime, kind=kind), tiny_run.silent_log(STEPS), [watch, stop])
     resumed = start(runtime, kind)
     load_checkpoint(newest_whole(out / kind)[0], resumed)
-    tiny_run.train(runtime, resumed, batches(runtime, CUT), tiny_run.silent_log(STEPS), [watch])
+    tiny_run.train(runtime, resumed, batches(runtime, CUT, kind), tiny_run.silent_log(STEPS), [watch])
     for each in (state, resumed):
         if each.guard:
             each.guard.finish()

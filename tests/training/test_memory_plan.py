@@ -27,6 +27,7 @@ from dinov2_zoo.config import (
     SelfDistillationConfig,
 )
 from dinov2_zoo.data.batch import Batch
+from dinov2_zoo.data.drop_path import DropPath, Share, draw_kept
 from dinov2_zoo.errors import ConfigError
 from dinov2_zoo.hub.build import build_self_distillation
 from dinov2_zoo.models.branch import Branch
@@ -68,6 +69,8 @@ def build(config, ffn="swiglu", *, depth=4):
 def batch(config, images=None):
     """As many masked patches as the plan expects on average."""
     images, crops = images or config.loader.batch_size, config.crops
+    rate, views = config.self_distillation.drop_path, [2, crops.local_count] if crops.local_count else [2]
+    drop_path = DropPath(rate, depth=4, seed=0) if rate else None
     masks = torch.zeros(2 * images * 64, dtype=torch.bool)
     masks[torch.randperm(len(masks))[: round(len(masks) * 0.15)]] = True
     return Batch(
@@ -76,6 +79,7 @@ def batch(config, images=None):
         torch.arange(images),
         torch.arange(images),
         masks=masks.view(2, images, 64),
+        drop_path=drop_path and draw_kept(drop_path, views, Share(0, 0, images, images)),
     )
 
 

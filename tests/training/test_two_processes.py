@@ -1,4 +1,7 @@
-"""Two processes are one: sharded for real, and equal to a single process that sees the same global batch."""
+"""Two processes are one: sharded for real, and equal to a single process that sees the same global batch in one piece.
+
+Some runs have dropped paths, and on two processes micro-batches (`two_process_run.ACCUMULATED`).
+"""
 
 import json
 import os
@@ -34,7 +37,7 @@ def launch(out, configuration, *arguments, processes=2, extra=()):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=480,
     )
     for kind in arguments[1:]:
         assert (out / f"{kind}.json").exists(), done.stderr[-4000:]
@@ -70,7 +73,7 @@ def test_two_processes_shard_and_equal_one(alone, together):
             # Health metrics are those of a process's own images.
             compared = {name for name in reference if not name.startswith("health/")}
             for name in compared - {"images_per_second", "data_wait", "hours_left"}:
-                assert line[name] == pytest.approx(reference[name], abs=1e-10), (kind, name)
+                assert line[name] == pytest.approx(reference[name], rel=1e-10, abs=1e-10), (kind, name)
         assert weights.keys() == expected.keys()
         for name in expected:
             torch.testing.assert_close(weights[name], expected[name], rtol=0, atol=1e-10, msg=f"{kind}: {name}")
