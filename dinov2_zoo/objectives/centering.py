@@ -5,7 +5,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from dinov2_zoo.objectives.column_sums import column_log_sums
+from dinov2_zoo.objectives.fastest import column_log_sums
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Chunks against the formula, with gradients; Sinkhorn-Knopp against what it is for, and its sums against their formula."""
+"""Chunks against the formula, with gradients; Sinkhorn-Knopp against what it is for, its sums against a formula."""
 
 import pytest
 import torch

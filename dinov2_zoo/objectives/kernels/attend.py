@@ -8,7 +8,6 @@ A program holds a block of queries with the running sums of its rows (the online
 
 from dataclasses import dataclass
 
-import torch
 import triton
 import triton.language as tl
 from jaxtyping import Float

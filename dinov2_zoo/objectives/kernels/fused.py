@@ -6,9 +6,9 @@ With p the target and q the student's softmax, both over prototypes, the cross-e
     d loss / d z = (mass sum_k q_k w_k - sum_k p_k w_k) / T
     d loss / d w_k = (sum_tokens mass q_k z - sum_tokens p_k z) / T
 
-The sums over k are attention of tokens to prototypes. Those over tokens are attention of prototypes to tokens, whose
-biases are minus the tokens' own log-sums, times the prototype's log-sum. Targets come in by p only, so a teacher's token
-is attended once, however many of the student's views it is matched with.
+The sums over k are attention of tokens to prototypes. Those over tokens are attention of prototypes to tokens, with
+biases of minus the tokens' own log-sums, times exp of the prototype's log-sum. Targets come in by p only, so
+a teacher's token attends once, however many of the student's views it is matched with.
 """
 
 from typing import Any
