@@ -91,6 +91,8 @@ class _Chunked(torch.autograd.Function):
         count, images = views.shape[:2]
         goals = (targets.bottleneck / targets.temperature).unflatten(0, (pairs.shape[1], images))
         weights = views.new_ones(images) if weights is None else weights
+        if single := pairs.numel() == 1:  # then how much it counts is a matter of weights, and no matrix is scaled
+            weights, pairs = weights * pairs[0], torch.ones_like(pairs)
         step = min(images, max(1, chunk // count))
         rows = step * max(pairs.shape)
         room = views.new_empty(3, rows, len(prototypes))
@@ -100,7 +102,7 @@ class _Chunked(torch.autograd.Function):
             some = slice(start, start + step)
             z, goal, weight = views[:, some].flatten(0, 1) / temperature, goals[:, some], weights[some].repeat(count)
             logits, log_p, target = room[:, : len(z)].unbind()
-            _targets(goal, targets, pairs, room, out=target)
+            _targets(goal, targets, None if single else pairs, room, out=target)
             torch.log_softmax(torch.mm(z, prototypes.T, out=logits), 1, out=log_p)
             loss -= torch.dot(torch.mul(target, log_p, out=logits).sum(1), weight)
             mass = pairs.sum(1).repeat_interleave(goal.shape[1])
@@ -116,13 +118,15 @@ class _Chunked(torch.autograd.Function):
         return d_views * grad[0], d_prototypes * grad[0], None, None, None, None, None
 
 
-def _targets(goal: Float[Tensor, "G b d"], targets: Targets, pairs: Tensor, room: Tensor, *, out: Tensor) -> None:
+def _targets(
+    goal: Float[Tensor, "G b d"], targets: Targets, pairs: Tensor | None, room: Tensor, *, out: Tensor
+) -> None:
     """sum_g pairs_vg target_gb of some images, into [V b, K]; overwrites the first two matrices of `room`."""
     rows = goal.flatten(0, 1)
     logits, found = room[:2, : len(rows)].unbind()
     torch.addmm(targets.bias, rows, targets.prototypes.T, out=logits)
-    if pairs.numel() == 1:
-        torch.softmax(logits, 1, out=out).mul_(pairs)
+    if pairs is None:
+        torch.softmax(logits, 1, out=out)
         return
     torch.softmax(logits, 1, out=found)
     torch.mm(pairs, found.view(len(goal), -1), out=out.view(len(pairs), -1))
