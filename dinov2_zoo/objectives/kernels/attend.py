@@ -6,6 +6,9 @@ A program holds a block of queries with the running sums of its rows (the online
 2022) and walks over all keys, tile by tile. Nothing is added atomically: results are the same every time.
 """
 
+# Triton launches by its own rules: arguments of a kernel have no types, and further ones say how to compile it.
+# pyright: reportMissingParameterType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+
 from dataclasses import dataclass
 
 import triton

@@ -80,7 +80,6 @@ def _results(problem: list[Tensor], tile: Tile | None, dtype: torch.dtype) -> li
         loss = chunked_cross_entropy(views, w, targets, pairs, temperature=0.1)
         sums = [column_log_sums(y, v, log_u, temperature=0.04) for log_u in (None, bias)]
     else:
-        how = {"tile": tile, "dtype": dtype}
-        loss = fused_cross_entropy(views, w, targets, pairs, temperature=0.1, weights=None, **how)
-        sums = [fused_column_log_sums(y, v, log_u, temperature=0.04, **how) for log_u in (None, bias)]
+        loss = fused_cross_entropy(views, w, targets, pairs, temperature=0.1, weights=None, tile=tile, dtype=dtype)
+        sums = [fused_column_log_sums(y, v, log_u, temperature=0.04, tile=tile, dtype=dtype) for log_u in (None, bias)]
     return [loss.detach(), *torch.autograd.grad(loss, (views, w)), *sums]
