@@ -70,7 +70,7 @@ def test_half_precision_goes_in_only_where_networks_run_in_it(monkeypatch):
 
 # Shared memory that a program may have: A100, H100; and what it is cut to there.
 CHIPS = [
-    (80, torch.float32, 1, 163),
+    (80, torch.float32, 0, 163),
     (80, torch.bfloat16, 1, 163),
     (90, torch.float32, 0, 227),
     (90, torch.bfloat16, 0, 227),
