@@ -15,12 +15,11 @@ from dinov2_zoo.objectives.targets import Targets
 LOGGER = logging.getLogger(__name__)
 
 # Largest first: a program with more queries reads all keys fewer times. What does not fit a chip's shared memory is
-# refused by Triton before it runs. `tests/objectives/test_kernels.py` compiles them at a width of 256: the first of each
-# list fits an H100, the first of fp32 and the second of bf16 an A100, without spilling registers; in fp32, 128 queries
-# spilled. Not timed: none of this has run on a GPU.
+# refused by Triton before it runs. `tests/objectives/test_kernels.py` compiles them at a width of 256: the first of
+# each list fits an H100, the first of fp32 and the second of bf16 an A100, without spilling registers; in fp32, 128
+# queries spilled. Not timed: none of this has run on a GPU.
 TILES = {
     torch.float32: [
-        Tile(128, 32, 8, 1),
         Tile(64, 32, 8, 2),
         Tile(64, 32, 8, 1),
         Tile(32, 32, 4, 1),
