@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -10,6 +12,8 @@ CHECKED = [
     for name in ("branch", "grid", "heads", "stochastic_depth", "stored", "students", "tokens")
 ]
 CHECKED += ["dinov2_zoo.objectives", "dinov2_zoo.initialisation"]
+with contextlib.suppress(ImportError):  # Triton is not everywhere; it compiles source, and must not meet the checks
+    import dinov2_zoo.objectives.kernels.attend  # noqa: F401
 install_import_hook(CHECKED, "beartype.beartype")
 
 from dinov2_zoo.models.vision_transformer import VisionTransformer  # noqa: E402 (after the hook)

@@ -46,6 +46,11 @@ class PrototypeHead(nn.Module):
         """Number of prototypes K."""
         return len(self.last_layer.weight_g)
 
+    @property
+    def width(self) -> int:
+        """Width of the bottleneck d."""
+        return self.last_layer.weight_v.shape[1]
+
     def prototypes(self) -> Float[Tensor, "K d"]:
         """The prototypes; logits are `head(x) @ head.prototypes().T`."""
         return self.last_layer()

@@ -1,11 +1,11 @@
 """Two ways to keep a teacher from favouring few prototypes; both come down to one bias per prototype."""
 
-import math
-
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
+
+from dinov2_zoo.objectives.fastest import column_log_sums
 
 
 @torch.no_grad()
@@ -21,7 +21,7 @@ def sinkhorn_bias(
 
     Sinkhorn-Knopp scales Q = exp(z . w / T) alternately so that each prototype gets an equal share of the tokens, and
     each token sums to 1. It ends on the latter, which is a softmax: only the K factors u of the former are wanted. An
-    iteration is one pass over chunks of tokens and one reduction of K sums, in the log domain, where nothing overflows.
+    iteration is one `column_log_sums` and one reduction of K sums, in the log domain, where nothing overflows.
 
     Args:
         bottleneck: This process's tokens.
@@ -32,14 +32,10 @@ def sinkhorn_bias(
     """
     log_u = bottleneck.new_zeros(len(prototypes))
     for iteration in range(iterations):
-        # log of sum_n v_n Q_nk over this process's tokens, v_n = 1 / sum_k u_k Q_nk (and 1 at first)
-        log_sums = bottleneck.new_full((len(prototypes),), -math.inf)
-        for rows in bottleneck.split(chunk):
-            logits = rows @ prototypes.T / temperature
-            if iteration:
-                logits -= torch.logsumexp(logits + log_u, dim=1, keepdim=True)
-            log_sums = torch.logaddexp(log_sums, torch.logsumexp(logits, dim=0))
-        log_u = -_logsumexp_over_processes(log_sums)
+        sums = column_log_sums(
+            bottleneck, prototypes, log_u if iteration else None, temperature=temperature, chunk=chunk
+        )
+        log_u = -_logsumexp_over_processes(sums)
     return log_u - log_u.max()  # a constant does not change the softmax
 
 

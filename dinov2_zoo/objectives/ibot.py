@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from dinov2_zoo.objectives.cross_entropy import chunked_cross_entropy
+from dinov2_zoo.objectives.fastest import cross_entropy
 from dinov2_zoo.objectives.targets import Targets
 
 
@@ -34,7 +34,8 @@ def ibot_loss(
     """
     if weights is None:
         weights = patches.new_full((len(patches),), 1 / max(1, len(patches)))
-    return chunked_cross_entropy(patches, prototypes, [targets], temperature=temperature, weights=weights, chunk=chunk)
+    one = patches.new_ones(1, 1)  # the one view of a patch meets the teacher's
+    return cross_entropy(patches[None], prototypes, targets, one, temperature=temperature, weights=weights, chunk=chunk)
 
 
 def masked_positions(masks: Bool[Tensor, "V B N"]) -> tuple[Int64[Tensor, " n"], Float[Tensor, " n"]]:

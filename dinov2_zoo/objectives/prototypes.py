@@ -60,13 +60,12 @@ class PrototypesObjective(nn.Module):
         mine, theirs = student[0], teacher[0]
         assert mine.dino and mine.ibot and theirs.dino and theirs.ibot, "both branches have both heads"
         views = mine.dino.bottleneck
-        class_targets = self._targets(theirs.dino, self.dino_center, teacher_temperature)
-        images = views.shape[1]
+        if len(student) > 1 and student[1].dino:
+            views = torch.cat([views, student[1].dino.bottleneck])
         dino = dino_loss(
             views,
-            student[1].dino.bottleneck if len(student) > 1 and student[1].dino else views[:0],
             mine.dino.prototypes,
-            [class_targets[:images], class_targets[images:]],
+            self._targets(theirs.dino, self.dino_center, teacher_temperature),
             temperature=temperature,
             chunk=config.chunk,
         )

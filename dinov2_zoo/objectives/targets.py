@@ -5,10 +5,10 @@ vector z, the prototypes w, and one bias per prototype,
 
     target_k = softmax_k(z . w_k / T + bias_k).
 
-The [tokens, K] matrix of probabilities need never exist as a whole; `chunked_cross_entropy` forms it piece by piece.
+The [tokens, K] matrix of probabilities need never exist as a whole: the losses form it piece by piece.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -26,11 +26,6 @@ class Targets:
     """Zero; -centre / T (EMA centring); or log u (Sinkhorn-Knopp)."""
     temperature: float
 
-    def __getitem__(self, rows: slice) -> "Targets":
-        """Targets of some of the tokens."""
-        return replace(self, bottleneck=self.bottleneck[rows])
-
-    def probabilities(self, rows: slice = slice(None)) -> Float[Tensor, "m K"]:
-        """The distributions of some tokens, each row summing to 1."""
-        logits = self.bottleneck[rows] @ self.prototypes.T
-        return torch.softmax(logits / self.temperature + self.bias, dim=1)
+    def probabilities(self) -> Float[Tensor, "n K"]:
+        """The distributions, each row summing to 1."""
+        return torch.softmax(torch.addmm(self.bias, self.bottleneck / self.temperature, self.prototypes.T), dim=1)

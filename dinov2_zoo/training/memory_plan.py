@@ -288,10 +288,6 @@ class _Head:
     tokens: int
     """The student's that it maps."""
     teacher_tokens: int
-    local: bool
-    """Local crops are among them."""
-    losses: int
-    """Calls of the cross-entropy: each holds a gradient of the prototypes until the backward pass."""
 
     @property
     def matrix(self) -> int:
@@ -302,14 +298,14 @@ class _Head:
 def _heads(student: Branch, patch: int, config: PretrainConfig, images: int) -> tuple[_Head, _Head]:
     """The heads for class tokens and for patch tokens; they may be the same."""
     crops, masks = config.crops, config.masks
-    views, local = GLOBAL_VIEWS + crops.local_count, crops.local_count > 0
+    views = GLOBAL_VIEWS + crops.local_count
     patches = GLOBAL_VIEWS * images * (crops.global_size // patch) ** 2
     # On average: block masks fall a little short of it, and a GPU's part of a step's masks varies.
     masked = round(patches * masks.share * sum(masks.ratios) / 2)
     dino, ibot = (_sizes(head) for head in student.heads)
     return (
-        _Head(*dino, tokens=views * images, teacher_tokens=GLOBAL_VIEWS * images, local=local, losses=views),
-        _Head(*ibot, tokens=masked, teacher_tokens=masked, local=False, losses=1),
+        _Head(*dino, tokens=views * images, teacher_tokens=GLOBAL_VIEWS * images),
+        _Head(*ibot, tokens=masked, teacher_tokens=masked),
     )
 
 
@@ -327,7 +323,7 @@ def _kept_by_heads(heads: Iterable[_Head], width: int, half: int) -> int:
     """
     per_token = [half * (width + 4 * head.hidden) + 2 * FULL * head.bottleneck for head in heads]
     tokens = sum(head.tokens * size for head, size in zip(heads, per_token, strict=True))
-    return tokens + sum((1 + head.losses) * head.matrix for head in heads)
+    return tokens + sum(2 * head.matrix for head in heads)
 
 
 def _held_by_losses(heads: Iterable[_Head]) -> int:
@@ -339,9 +335,9 @@ def _held_by_losses(heads: Iterable[_Head]) -> int:
 def _chunks(dino: _Head, ibot: _Head, chunk: int) -> int:
     """The [chunk, K] matrices that are there at once, fp32.
 
-    Cross-entropy: the student's log-probabilities and, for a target, logits, scaled, with bias; a local crop adds up
-    two targets, so one more. Sinkhorn-Knopp, over both views: logits, with bias, exponentials.
+    Cross-entropy has three, of whole images with all their views; Sinkhorn-Knopp two.
     """
-    view, both = min(chunk, dino.teacher_tokens // GLOBAL_VIEWS), min(chunk, dino.teacher_tokens)
-    class_rows = max((5 if dino.local else 4) * view, 3 * both)
-    return FULL * max(class_rows * dino.prototypes, 4 * min(chunk, ibot.tokens) * ibot.prototypes)
+    images = dino.teacher_tokens // GLOBAL_VIEWS
+    views = dino.tokens // images
+    class_rows = max(3 * views * min(images, max(1, chunk // views)), 2 * min(chunk, dino.teacher_tokens))
+    return FULL * max(class_rows * dino.prototypes, 3 * min(chunk, ibot.tokens) * ibot.prototypes)

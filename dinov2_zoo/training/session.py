@@ -6,12 +6,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from dinov2_zoo.config import DistillConfig, PretrainConfig, to_dict
 from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.data.skips import SkipLedger, guarded
 from dinov2_zoo.errors import Preempted, TrainingError
+from dinov2_zoo.objectives.fastest import prepare
 from dinov2_zoo.training.checkpoints.choose import choose_checkpoints
 from dinov2_zoo.training.checkpoints.resume import load_checkpoint
 from dinov2_zoo.training.checkpoints.writer import CheckpointWriter
@@ -97,7 +99,8 @@ def train_runs(
         logs = [_log(runtime, runs, i, start=states[0].step) for i in range(len(runs))]
         log = logs[0]
         trouble = runtime.trackers.start(config.name, to_dict(config))
-        for sentence in [*remarks, *([trouble] if trouble else [])]:
+        ways = prepare(runs[0].module, runtime.device, torch.bfloat16 if runtime.precision == "bf16" else torch.float32)
+        for sentence in [*remarks, *filter(None, (trouble, ways))]:
             log.say(sentence)
         what = "Training" if len(runs) == 1 else f"Training {len(runs)} students together"
         log.say(f"{what}, step {log.start} to {steps}" + (f", from {checkpoints[0]}" if checkpoints[0] else ""))

@@ -1,0 +1,1 @@
+"""Fused kernels for the prototype losses: no [tokens, prototypes] matrix leaves the chip. Triton, on CUDA."""
