@@ -1,0 +1,91 @@
+"""The simulated peak against torch's allocator, which a real step of the same run is watched by."""
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from dinov2_zoo.config import (
+    CropConfig,
+    DistillConfig,
+    HeadConfig,
+    LoaderConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    PretrainConfig,
+    RuntimeConfig,
+    SelfDistillationConfig,
+)
+from dinov2_zoo.simulation.batch import micro_batch
+from dinov2_zoo.simulation.networks import build, shapes_of
+from dinov2_zoo.simulation.runtime import Processes
+from dinov2_zoo.simulation.step import first_update, make_ready, settled, simulate
+from dinov2_zoo.training.loop import train
+from dinov2_zoo.training.runtime import Runtime
+
+ON_CPU = Processes(on_gpus=False)
+
+
+def pretraining(drop_path=0.1, prototypes=512, **runtime):
+    return PretrainConfig(
+        model="vitti14_reg4",
+        crops=CropConfig(global_size=112, local_size=56, local_count=2),
+        loader=LoaderConfig(batch_size=8),
+        dino_head=HeadConfig(prototypes, hidden=96, bottleneck=48),
+        ibot_head=HeadConfig(prototypes, hidden=80, bottleneck=32),
+        self_distillation=SelfDistillationConfig(drop_path=drop_path),
+        optim=OptimConfig(steps=10, warmup_steps=1),
+        runtime=RuntimeConfig(precision="fp32", threads=1, cpu=True, **runtime),
+    )
+
+
+def distillation(kind="features", batch=8, **settings):
+    return DistillConfig(
+        teacher="vits14",
+        student="vitti14_reg4",
+        crops=CropConfig(global_size=112, local_size=56, local_count=2),
+        loader=LoaderConfig(batch_size=batch),
+        dino_head=HeadConfig(512, hidden=96, bottleneck=48),
+        ibot_head=HeadConfig(512, hidden=80, bottleneck=32),
+        objective=ObjectiveConfig(kind=kind),
+        optim=OptimConfig(steps=10, warmup_steps=1),
+        runtime=RuntimeConfig(precision="fp32", threads=1, cpu=True),
+        **settings,
+    )
+
+
+def allocated_at_most(config):
+    """Bytes that a real step takes from the CPU's allocator beside what was there before it."""
+    config, shape = shapes_of(settled(config, ON_CPU))
+    with Runtime(config.runtime) as runtime:
+        modules = build(config, shape)
+        batch = micro_batch(config, patch=14, processes=1)
+        lanes = [make_ready(c, m, runtime, batch) for c, m in zip(config.each(), modules, strict=True)]
+        for lane in lanes:
+            first_update(lane.state)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+            train(runtime, lanes, [batch] * config.optim.accumulate)
+    most = now = 0
+    for event in watched.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(pretraining(), id="pretrain"),
+        pytest.param(pretraining(0.0, activation_checkpointing=True), id="pretrain-checkpointing"),
+        pytest.param(pretraining(prototypes=16384), id="pretrain-many-prototypes"),
+        pytest.param(distillation(), id="features"),
+        pytest.param(distillation("prototypes"), id="prototypes"),
+        pytest.param(distillation(students=("vitti14", "vits14")), id="two-students"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+def test_the_peak_is_the_allocators(config):
+    step = simulate(config, ON_CPU)
+    beside = step.peak - sum(step.held.values())
+    print(beside, allocated_at_most(config), step.where)
+    assert beside == pytest.approx(allocated_at_most(config), rel=0.1)
