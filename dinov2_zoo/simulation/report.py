@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
 
 from dinov2_zoo.evaluation.table import Table
 from dinov2_zoo.simulation.chips import GIB, Chip
@@ -60,6 +62,23 @@ def verdict(step: Step, chip: Chip, name: str) -> str:
         f"Needs {step.peak / GIB:.1f} GiB of a GPU, and {name} has {chip.room / GIB:.1f} for tensors: "
         f"{'it fits' if step.peak <= chip.room else 'it does not fit'}."
     )
+
+
+def figures(step: Step, phases: Mapping[str, Times]) -> dict[str, Any]:
+    """All of it in numbers: bytes, FLOPs and seconds of one GPU."""
+    together = collectives_table(step)
+    return {
+        "gpus": step.processes.count,
+        "images": step.images,
+        "peak": step.peak,
+        "at_peak": step.at_peak,
+        "where": step.where,
+        "held": step.held,
+        "flops": step.flops,
+        "seconds": seconds(phases),
+        "phases": {name: asdict(times) for name, times in phases.items()},
+        "collectives": [dict(zip(together.columns, row, strict=True)) for row in together.rows] if together else [],
+    }
 
 
 def trial_line(trial: Trial, chip: Chip) -> str:

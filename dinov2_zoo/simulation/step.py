@@ -1,5 +1,6 @@
 """One optimizer step of a run, as its recipe takes it, on fake tensors."""
 
+import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from dinov2_zoo.config import DistillConfig, PretrainConfig
+from dinov2_zoo.config.auto import is_auto
 from dinov2_zoo.config.settle import Hardware, settle_data
 from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.simulation.batch import as_fake, micro_batch
@@ -23,10 +25,14 @@ from dinov2_zoo.training.lane import Lane
 from dinov2_zoo.training.log import RunLog
 from dinov2_zoo.training.loop import train
 from dinov2_zoo.training.preconditioning import measure_coordinates
+from dinov2_zoo.training.runtime import Runtime
 from dinov2_zoo.training.state import TEACHERS, TrainState
 
 MANY = 10**9
+"""Images in the source, and steps of the log: more than are asked for."""
 STEPS = 1000
+"""Of a run whose length is not settled; no step costs more than another."""
+PATCH = 14
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,10 @@ def settled(config: PretrainConfig | DistillConfig, processes: Processes) -> Pre
         ConfigError: The batch does not divide.
     """
     config = settle_data(config, MANY, apart=True, hardware=Hardware("cuda", processes.count, 16))
-    steps = config.optim.steps
-    return replace(config, optim=config.optim.settled(steps if isinstance(steps, int) else STEPS))
+    if isinstance(config, DistillConfig) and config.finish.share:
+        side = max(config.finish.sides(config.crops.global_size, PATCH))
+        config = replace(config, crops=replace(config.crops, global_size=side))
+    return replace(config, optim=config.optim.settled(STEPS if is_auto(config.optim.steps) else None))
 
 
 def simulate(config: PretrainConfig | DistillConfig, processes: Processes) -> Step:
@@ -83,14 +91,18 @@ def simulate(config: PretrainConfig | DistillConfig, processes: Processes) -> St
     ledger = Ledger()
     chosen = config.masks.share * sum(config.masks.ratios) / 2 if isinstance(config, PretrainConfig) else 1.0
     watch, mode = Watch(ledger, chosen), FakeTensorMode(allow_non_fake_inputs=True)
-    with process_group(processes):
+    with process_group(processes), warnings.catch_warnings():
+        # torch looks whether a tensor is there at all, and FSDP remarks on every branch that its output is a view.
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor|FSDP2-wrapped module")
         runtime = SimulatedRuntime(config.runtime, processes, watch)
         with mode:
             modules = build(config, shape)
         real = micro_batch(config, patch=_patch(modules[0]), processes=processes.count)
         with ledger.following_resizes(), mode, watch:
             batch, inputs = as_fake(real, mode)
-            lanes = [make_ready(one, module, runtime, batch) for one, module in zip(config.each(), modules, strict=True)]
+            lanes = [
+                make_ready(one, module, runtime, batch) for one, module in zip(config.each(), modules, strict=True)
+            ]
             for lane in lanes:
                 first_update(lane.state)
                 _name_what_stays(lane.state, ledger)
@@ -104,12 +116,19 @@ def simulate(config: PretrainConfig | DistillConfig, processes: Processes) -> St
 
 
 def _patch(module: nn.Module) -> int:
-    """Side of a patch, pixels; of a timm student, whose masks nobody draws, any."""
-    return getattr(module.get_submodule("student.backbone"), "patch_size", 14)
+    """Side of a patch, pixels; of a timm student, for which no masks are drawn, any."""
+    return getattr(module.get_submodule("student.backbone"), "patch_size", PATCH)
 
 
-def make_ready(config: PretrainConfig | DistillConfig, module: nn.Module, runtime: SimulatedRuntime, batch: Batch) -> Lane:
-    """A run at its last step, made ready as recipes do it."""
+def make_ready(config: PretrainConfig | DistillConfig, module: nn.Module, runtime: Runtime, batch: Batch) -> Lane:
+    """A run at its last step, made ready as recipes do it.
+
+    Args:
+        config: Settled, of one run.
+        module: From `networks.build`.
+        runtime: Simulated, or a real one to compare with.
+        batch: Of that step.
+    """
     module = runtime.place(module)
     coordinates = None
     if isinstance(config, DistillConfig) and config.preconditions:
@@ -123,7 +142,7 @@ def make_ready(config: PretrainConfig | DistillConfig, module: nn.Module, runtim
 
 
 def first_update(state: TrainState) -> None:
-    """An update without gradients: the optimizer makes its moments."""
+    """An update by gradients of zero, in which the optimizer makes its moments."""
     for parameter in state.student.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
@@ -162,7 +181,7 @@ def _phases(watch: Watch, lanes: Sequence[Lane]) -> Generator[None, None, None]:
     def after(module: nn.Module, _: Any, output: Any) -> None:
         found = names.get(id(module))
         if found and isinstance(output, Tensor) and output.requires_grad:
-            output.register_hook(lambda _: watch.enter("backward", found[1]))
+            output.register_hook(lambda _, name=found[1]: watch.enter("backward", name))
         if found and not found[1]:
             watch.enter("losses")
 

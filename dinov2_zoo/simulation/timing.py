@@ -29,12 +29,12 @@ class Times:
     @property
     def total(self) -> float:
         """Of the phase."""
-        return max(self.compute + self.memory, self.beside) + self.waited
+        return self.compute + self.memory + self.exposed
 
     @property
     def exposed(self) -> float:
         """Communication that does not hide."""
-        return self.total - self.compute - self.memory
+        return max(0.0, self.beside - self.compute - self.memory) + self.waited
 
 
 def predict(step: Step, chip: Chip, *, machine: int = 8) -> dict[str, Times]:

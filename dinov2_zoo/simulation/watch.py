@@ -12,12 +12,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._C import _current_graph_task_id  # pyright: ignore[reportAttributeAccessIssue]
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
-from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from dinov2_zoo.simulation.ledger import ACTIVATIONS, COPIES, GRADIENTS, TEMPORARY, Ledger
 
@@ -143,8 +143,9 @@ class Watch(TorchDispatchMode):
         self.turn()
         packet = func.overloadpacket
         value = None if func.namespace == "c10d" else self._value(func, args, kwargs)
-        if packet is aten._local_scalar_dense:
-            return args[0].dtype != torch.bool and 0 if value is None else value
+        if packet is aten._local_scalar_dense:  # the host reads a number
+            unknown = False if args[0].dtype == torch.bool else 0
+            return unknown if value is None else value
         out = self._of_unknown_size(packet, args)
         out = func(*args, **kwargs) if out is None else out
         inputs, outputs = _tensors((args, kwargs)), _tensors(out)
@@ -154,7 +155,7 @@ class Watch(TorchDispatchMode):
         cast = packet is aten._to_copy and self.ledger.kind_of(inputs[0]) in WEIGHTS
         self.ledger.add(outputs, COPIES if cast else TEMPORARY)
         if func.namespace == "c10d":
-            self._note_collective(packet.__name__, args, inputs)
+            self._note_collective(packet.__name__, args)
         elif not func.is_view and func.namespace != "prim" and packet not in FREE:
             flops = FLOPS[packet](*args, **kwargs, out_val=out) if packet in FLOPS else 0
             written = outputs or (_tensors(args[0]) if func._schema.is_mutable else [])  # some return nothing
@@ -171,14 +172,14 @@ class Watch(TorchDispatchMode):
             return args[0].new_empty(args[0].numel()), *(args[0].new_empty(0, dtype=torch.int64) for _ in range(2))
         return None
 
-    def _note_collective(self, name: str, args: Sequence[Any], inputs: Sequence[Tensor]) -> None:
+    def _note_collective(self, name: str, args: Sequence[Any]) -> None:
         groups = [a for a in args if isinstance(a, torch.ScriptObject)]
         group = dist.ProcessGroup.unbox(groups[0])  # pyright: ignore[reportAttributeAccessIssue]
         ranks = dist.get_process_group_ranks(group)
+        # FSDP uses these two and, among the copies of hybrid sharding, reductions in smaller groups; the losses do not.
         of_fsdp = name in ("_allgather_base_", "_reduce_scatter_base_") or len(ranks) < dist.get_world_size()
-        self.collectives.append(
-            Collective(self.phase, NAMES.get(name, name.strip("_")), max(t.nbytes for t in inputs), tuple(ranks), of_fsdp)
-        )
+        size = max(sum(t.nbytes for t in _tensors(arg)) for arg in args)
+        self.collectives.append(Collective(self.phase, NAMES.get(name, name.strip("_")), size, tuple(ranks), of_fsdp))
 
 
 def _tensors(values: Any) -> list[Tensor]:
