@@ -19,7 +19,8 @@ class GreyImages:
         count: How many.
     """
 
-    labels = classes = None
+    labels: list[int] | None = None
+    classes: list[str] | None = None
 
     def __init__(self, count: int) -> None:
         self._count = count

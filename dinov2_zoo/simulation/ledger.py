@@ -24,6 +24,11 @@ class Record:
         self.kind, self.size = kind, 0
 
 
+def _key(storage: torch.UntypedStorage) -> int:
+    """Where a storage is, whoever looks at it."""
+    return storage._cdata  # pyright: ignore[reportPrivateUsage]
+
+
 class Ledger:
     """Bytes of all storages that are alive, by kind, and the most there ever were at once.
 
@@ -45,7 +50,7 @@ class Ledger:
         """Note storages that are there; one that is known already keeps its kind."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
-            key = storage._cdata
+            key = _key(storage)
             if key not in self._records:
                 self._records[key] = record = Record(kind)
                 weakref.finalize(storage, self._end, key).atexit = False
@@ -55,7 +60,7 @@ class Ledger:
         """Say what tensors are, now and at a peak that has been."""
         for tensor in tensors:
             self.add([tensor], kind)
-            self._records[tensor.untyped_storage()._cdata].kind = kind
+            self._records[_key(tensor.untyped_storage())].kind = kind
 
     def call_temporaries(self, kind: str) -> None:
         """Say what all that is alive and temporary turns out to be."""
@@ -65,7 +70,7 @@ class Ledger:
 
     def kind_of(self, tensor: Tensor) -> str | None:
         """What a tensor is; None: its storage was never seen."""
-        record = self._records.get(tensor.untyped_storage()._cdata)
+        record = self._records.get(_key(tensor.untyped_storage()))
         return record.kind if record else None
 
     def held(self) -> dict[str, int]:
@@ -98,12 +103,12 @@ class Ledger:
 
         def followed(storage: torch.UntypedStorage, size: int) -> Any:
             done = resize(storage, size)
-            if record := self._records.get(storage._cdata):
+            if record := self._records.get(_key(storage)):
                 record.kind = COPIES if size else record.kind
                 self._resize(record, size)
             return done
 
-        torch.UntypedStorage.resize_ = followed
+        torch.UntypedStorage.resize_ = followed  # pyright: ignore[reportAttributeAccessIssue]
         try:
             yield
         finally:

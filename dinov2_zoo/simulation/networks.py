@@ -60,9 +60,8 @@ def build(config: PretrainConfig | DistillConfig, shape: ModelConfig | None) -> 
     if isinstance(config, PretrainConfig):
         return [build_self_distillation(config, network)]
     assert network is not None
-    heads: dict[str, PrototypeHead] = {}
+    dino = ibot = None
     if config.objective.kind == "prototypes":
-        sizes = {"dino": config.dino_head, "ibot": config.ibot_head}
-        heads = {name: PrototypeHead(network.embed_dim, head) for name, head in sizes.items()}
-    teacher = Branch(network, **heads)
+        dino, ibot = (PrototypeHead(network.embed_dim, head) for head in (config.dino_head, config.ibot_head))
+    teacher = Branch(network, dino=dino, ibot=ibot)
     return [build_distillation(one, teacher) for one in config.each()]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C import _current_graph_task_id  # pyright: ignore[reportAttributeAccessIssue]
+from torch._C import _current_graph_task_id  # pyright: ignore[reportPrivateUsage]
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
