@@ -36,12 +36,10 @@ def allocated_at_most(config):
 @pytest.mark.parametrize(
     "config",
     [
-        pytest.param(pretraining(), id="pretrain"),
         pytest.param(pretraining(0.0, activation_checkpointing=True), id="pretrain-checkpointing"),
-        pytest.param(pretraining(prototypes=16384), id="pretrain-many-prototypes"),
+        pytest.param(pretraining(prototypes=16384), id="pretrain"),
         pytest.param(distillation(), id="features"),
-        pytest.param(distillation("prototypes"), id="prototypes"),
-        pytest.param(distillation(students=("small", "large"), init="random"), id="two-students"),
+        pytest.param(distillation("prototypes", students=("small", "large"), init="random"), id="two-students"),
     ],
 )
 def test_the_peak_is_the_allocators(config):

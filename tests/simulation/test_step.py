@@ -33,6 +33,11 @@ def alone():
     return simulate(pretraining(), Processes(1))
 
 
+@pytest.fixture(scope="module")
+def four():
+    return simulate(pretraining(), Processes(4))
+
+
 def sizes(step, name):
     return [c for c in step.collectives if c.name == name]
 
@@ -48,8 +53,8 @@ def test_what_stays_is_what_torch_holds(alone):
     assert held["optimizer"] == pytest.approx(2 * held["average"], rel=0.01)
 
 
-def test_shards_are_gathered_and_reduced_by_block():
-    step = simulate(pretraining(), Processes(4))
+def test_shards_are_gathered_and_reduced_by_block(four):
+    step = four
     blocks = 2 + 1  # and what is outside of them
     assert len(sizes(step, "reduce-scatter")) == blocks and not dist.is_initialized()
     assert len(sizes(step, "all-gather")) == 2 * blocks + 2  # student, average; KoLeo of two views
@@ -161,13 +166,12 @@ def test_collectives_go_at_the_pace_of_the_slowest_link():
     assert pace("all-gather", (0,)) == 0
 
 
-def test_communication_hides_behind_computation():
-    step = simulate(pretraining(), Processes(4))
-    phases = predict(step, CARD)
-    slow = predict(step, dataclasses.replace(CARD, link=0.01))
+def test_communication_hides_behind_computation(four):
+    phases = predict(four, CARD)
+    slow = predict(four, dataclasses.replace(CARD, link=0.01))
     assert all(times.exposed >= times.waited for times in phases.values())
     assert seconds(slow) > seconds(phases) and slow["backward"].exposed > phases["backward"].exposed
-    assert json.loads(json.dumps(figures(step, phases)))["seconds"] == pytest.approx(seconds(phases))
+    assert json.loads(json.dumps(figures(four, phases)))["seconds"] == pytest.approx(seconds(phases))
 
 
 # -------------------------------------------------------------------- what fits, and the command

@@ -15,7 +15,7 @@ from dinov2_zoo.config import (
 
 SHAPES = {
     "small": ModelConfig(192, 2, num_heads=3, img_size=518, num_registers=4),
-    "large": ModelConfig(384, 3, num_heads=6, img_size=518),
+    "large": ModelConfig(384, 2, num_heads=6, img_size=518),
 }
 """To be put among the named ones (tests/simulation/conftest.py)."""
 
