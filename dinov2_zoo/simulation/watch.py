@@ -154,6 +154,8 @@ class Watch(TorchDispatchMode):
                 self._told[mine] = number
         cast = packet is aten._to_copy and self.ledger.kind_of(inputs[0]) in WEIGHTS
         self.ledger.add(outputs, COPIES if cast else TEMPORARY)
+        if func.namespace == "fsdp":  # what an all-gather brought, laid out as weights
+            self.ledger.call(_tensors(kwargs.get("out", [])), COPIES)
         if func.namespace == "c10d":
             self._note_collective(packet.__name__, args)
         elif not func.is_view and func.namespace != "prim" and packet not in FREE:

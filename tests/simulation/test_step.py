@@ -60,6 +60,8 @@ def test_shards_are_gathered_and_reduced_by_block(four):
     assert len(sizes(step, "all-gather")) == 2 * blocks + 2  # student, average; KoLeo of two views
     assert {len(c.ranks) for c in step.collectives} == {4} and step.images == 2
     resharded = simulate(pretraining(), Processes(4, reshard=True))
+    kind = "gathered and cast weights"
+    assert step.at_peak[kind] > 2 * resharded.at_peak.get(kind, 0)
     assert len(sizes(resharded, "all-gather")) > len(sizes(step, "all-gather")) and resharded.peak < step.peak
 
 
