@@ -25,6 +25,7 @@ ARROW = (
     "hub",
     "evaluation",
     "curation",
+    "simulation",
     "reports",
     "arguments",
     "recipes",

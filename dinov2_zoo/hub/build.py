@@ -104,10 +104,17 @@ def starts_from_teacher(config: DistillConfig, student: nn.Module) -> bool:
     return config.init in ("fitted", "selected") and not isinstance(student, TimmStudent)
 
 
-def build_self_distillation(config: PretrainConfig) -> SelfDistillation:
-    """Student, its average, and the losses between them."""
+def build_self_distillation(config: PretrainConfig, network: VisionTransformer | None = None) -> SelfDistillation:
+    """Student, its average, and the losses between them.
+
+    Args:
+        config: Of the run.
+        network: The backbone, with new heads; default: that of `init`, read or drawn.
+    """
     heads = None
-    if config.init != "random":
+    if network is not None:
+        backbone = network
+    elif config.init != "random":
         # A frozen backbone keeps the positions it has; another grows or shrinks them to its new size once.
         size = None if config.freeze_backbone else config.crops.global_size
         backbone = Dinov2Model.from_pretrained(config.init, img_size=size)

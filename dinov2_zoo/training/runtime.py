@@ -17,6 +17,7 @@ from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState
 from rich.console import Console
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from dinov2_zoo.config import RuntimeConfig
 from dinov2_zoo.data.workers import usable_cores
@@ -145,13 +146,21 @@ class Runtime:
             checkpoint_activations(module.get_submodule("student"))
         if self.world_size > 1:
             check_same_weights(module, self.device)
-            mesh = device_mesh(self.device, self.world_size, self.replicas)
-            shard(module, mesh, self._fsdp, half=self.precision == "bf16")
+            shard(module, self.mesh(), self._fsdp, half=self.half_blocks)
         if self.config.compile:
             for block in module.modules():
                 if BLOCK in {c.__name__ for c in type(block).__mro__}:
                     block.compile()
         return module
+
+    @property
+    def half_blocks(self) -> bool:
+        """Whether sharded blocks travel and compute in bf16: on CUDA; elsewhere autocast decides."""
+        return self.precision == "bf16" and self.device.type == "cuda"
+
+    def mesh(self) -> DeviceMesh:
+        """The processes as `shard` divides a branch among them."""
+        return device_mesh(self.device, self.world_size, self.replicas)
 
     def full_state_dict(self, branch: nn.Module) -> dict[str, Tensor]:
         """All weights of a branch as whole CPU tensors, for export. Every process must call it; only rank 0 gets them.

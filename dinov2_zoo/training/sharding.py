@@ -43,7 +43,7 @@ def shard(
         mesh: The processes, see `device_mesh`.
         plugin: accelerate's settings: `fsdp_reshard_after_forward` decides whether blocks are freed between forward and
             backward; without a plugin they stay gathered, which costs memory and saves time.
-        half: Blocks travel and compute in bf16 (on CUDA; elsewhere autocast decides).
+        half: Blocks travel and compute in bf16 (see `Runtime.half_blocks`).
     """
     names = {BLOCK, *((plugin.transformer_cls_names_to_wrap or ()) if plugin else ())}
     reshard = bool(plugin.reshard_after_forward) if plugin else False
@@ -52,7 +52,7 @@ def shard(
     # or sensitive: it is gathered in fp32 and autocast decides. On CPU autocast decides everywhere, because there
     # layer_norm does not take bf16 weights with fp32 inputs.
     block_policy, root_policy = MixedPrecisionPolicy(), MixedPrecisionPolicy()
-    if half and mesh.device_type == "cuda":
+    if half:
         block_policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32, cast_forward_inputs=False)
         root_policy = MixedPrecisionPolicy(None, torch.float32, torch.float32, cast_forward_inputs=False)
     for branch in unsharded(module):

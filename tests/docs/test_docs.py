@@ -22,6 +22,7 @@ from dinov2_zoo.config.targets import StoreTargetsConfig
 from dinov2_zoo.data.sources import open_source
 from dinov2_zoo.hub.registry import REGISTRY
 from dinov2_zoo.models.students import build_student
+from dinov2_zoo.recipes.plan import PlanConfig
 from dinov2_zoo.targets.layout import Group, Layout
 from dinov2_zoo.targets.manifest import Manifest, Teacher, write_manifest
 
@@ -163,7 +164,7 @@ def launched(words):
 
 def test_settings_that_are_mentioned_exist():
     names = {"help", "version", "print_config", "quiet", "config_file", "foreground"}  # some are accelerate's
-    for config in (DistillConfig, PretrainConfig, EvaluateConfig, StoreTargetsConfig):
+    for config in (DistillConfig, PretrainConfig, EvaluateConfig, StoreTargetsConfig, PlanConfig):
         names |= set(option_names(config_parser(config, usage="", resumes=True)))
     for function in COMMANDS.values():
         names |= set(function.__annotations__)
