@@ -52,7 +52,7 @@ def make_batch(images: int) -> Batch:
     hidden = torch.stack([block_mask(crops.global_size // 14, ratio, masks, source) for ratio in ratios])
     large = torch.randn(2, images, 3, crops.global_size, crops.global_size, generator=source)
     small = torch.randn(crops.local_count, images, 3, crops.local_size, crops.local_size, generator=source)
-    return Batch(large, small, torch.arange(images), torch.arange(images), 0, hidden.view(2, images, -1))
+    return Batch(large, small, torch.arange(images), torch.arange(images)).hiding(hidden.view(2, images, -1))
 
 
 def stepper(module: nn.Module, batch: Batch, device: torch.device, half: bool) -> Callable[[], Tensor]:

@@ -25,6 +25,7 @@ from dinov2_zoo.data.decode import DecodeError, decode
 from dinov2_zoo.data.finishing import FinishingStage
 from dinov2_zoo.data.masks import block_mask, check_grid, stratified_ratios
 from dinov2_zoo.data.mixing import mix
+from dinov2_zoo.data.positions import sampled_positions
 from dinov2_zoo.data.sources import Source
 from dinov2_zoo.data.workers import MadeAhead
 from dinov2_zoo.errors import ConfigError, DataError
@@ -64,6 +65,7 @@ def train_loader(
     seed: int,
     masks: MaskConfig | None = None,
     stage: FinishingStage | None = None,
+    patch_share: float = 1.0,
     patch_size: int = 14,
     accumulate: int = 1,
     rank: int = 0,
@@ -84,7 +86,8 @@ def train_loader(
         seed: Of the order, the crops and the masks.
         masks: Which patches of the global crops to hide from a student; None: none.
         stage: From its first step on global crops have its largest side; None: they never change.
-        patch_size: Side of a patch, pixels: masks are grids of patches.
+        patch_share: Share of the global crops' patches that a loss looks at, drawn for each crop; 1: all.
+        patch_size: Side of a patch, pixels: of the grids that masks are, and that patches are drawn from.
         accumulate: Micro-batches per optimizer step.
         rank: Number of this process.
         world_size: Processes.
@@ -113,7 +116,7 @@ def train_loader(
     if masks is not None:
         check_grid(side, masks)
     return MadeAhead(
-        _Crops(source, crops, loader.batch_size, seed, masks, side, stage=stage, targets=targets),
+        _Crops(source, crops, loader.batch_size, seed, masks, side, stage=stage, targets=targets, share=patch_share),
         _Places(len(source), loader.batch_size, accumulate, rank, world_size, start_step, steps),
         loader.workers,
         lower="loader.workers or loader.batch_size",
@@ -184,6 +187,7 @@ class _Crops:
         *,
         stage: FinishingStage | None = None,
         targets: Targets | None = None,
+        share: float = 1.0,
     ) -> None:
         self.source = source
         self.crops = crops
@@ -193,6 +197,7 @@ class _Crops:
         self.side = side
         self.stage = stage
         self.targets = targets
+        self.share = share
 
     def __call__(self, places: list[Place]) -> Batch:
         config, count = self.crops, len(places)
@@ -211,7 +216,13 @@ class _Crops:
         seeds = [seed_of("image", self.seed, place.epoch, i) for place, i in zip(places, ids, strict=True)]
         masks = None if self.masks is None else self._hide(self.masks, step, first, places, ids)
         targets = None if self.targets is None else [torch.stack(group, 1) for group in zip(*taught, strict=True)]
-        return Batch(global_crops, local_crops, torch.tensor(ids), torch.tensor(seeds), step, masks, skipped, targets)
+        numbers = torch.tensor(ids), torch.tensor(seeds)
+        batch = Batch(global_crops, local_crops, *numbers, step, None, skipped, targets)
+        if masks is not None:
+            return batch.hiding(masks)
+        if self.share < 1:
+            return replace(batch, positions=sampled_positions(batch.seeds, 2, self.side**2, self.share))
+        return batch
 
     def _hide(
         self, config: MaskConfig, step: int, first: int, places: list[Place], ids: list[int]

@@ -164,5 +164,5 @@ def fault_of(kernel: Kernel, device: torch.device, dtype: torch.dtype, head_dim:
     assert mine.grad is not None and reference.grad is not None
     tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else 5e-2
     pairs = {"outputs": (out.float(), expected), "gradients": (mine.grad.float(), reference.grad)}
-    wrong = [name for name, pair in pairs.items() if not torch.allclose(*pair, atol=tolerance, rtol=tolerance)]
+    wrong = [name for name, (a, b) in pairs.items() if not torch.allclose(a, b, atol=tolerance, rtol=tolerance)]
     return f"its {' and '.join(wrong)} are wrong" if wrong else ""

@@ -16,7 +16,6 @@ from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.stochastic_depth import Subset, draw_subsets
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.objectives.health import health
-from dinov2_zoo.objectives.ibot import masked_positions
 from dinov2_zoo.objectives.prototypes import PrototypesObjective
 
 
@@ -55,15 +54,19 @@ class SelfDistillation(nn.Module):
         return self.config.first_temperature + (last - self.config.first_temperature) * done
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalar terms, each a mean over this process's images; "loss" is the one to minimise, "health/..." are not."""
-        assert batch.masks is not None, "the loader draws masks when it is given their settings"
-        crops = batch.groups()
-        positions, weights = masked_positions(batch.masks)
+        """Scalar terms, each a mean over this process's images; "loss" is the one to minimise, "health/..." are not.
+
+        Health is measured on batches of logged steps only.
+        """
+        assert batch.positions is not None, "the loader draws masks when it is given their settings"
+        crops, positions = batch.groups(), batch.positions
         temperature = self.teacher_temperature(batch.step)
         student = self.student(crops, masks=batch.masks, subsets=self._subsets(batch, crops), positions=positions)
         with torch.no_grad():
             teacher = self.ema(crops[:1], positions=positions)
-        terms = self.objective(student, teacher, teacher_temperature=temperature, patch_weights=weights)
+        terms = self.objective(student, teacher, teacher_temperature=temperature, patch_weights=batch.weights)
+        if not batch.logged:
+            return terms
         seen = teacher[0]
         assert seen.dino is not None
         metrics = health(

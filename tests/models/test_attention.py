@@ -1,6 +1,5 @@
 """Attention stays inside each sequence, whichever way computes it; a way that fails on this device is never taken."""
 
-import functools
 import inspect
 import sys
 from types import SimpleNamespace
@@ -156,7 +155,7 @@ def test_recomputed_blocks_take_the_kernel_that_was_chosen_before_them(like_cuda
     model.checkpoint_blocks = False
     plain = gradients(model, images)
     assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
-    probe, real = like_cuda  # one trial, then one preparation for all blocks and all four passes
+    _trial, real = like_cuda  # one trial, then one preparation for all blocks and all four passes
     assert real.groups == ((2, 17), (3, 5))
 
 

@@ -8,7 +8,7 @@ import tiny
 import torch
 
 from dinov2_zoo.config import PrototypesConfig, SelfDistillationConfig
-from dinov2_zoo.objectives.ibot import masked_positions
+from dinov2_zoo.data.positions import masked_positions
 
 
 def head_parameters(head):
@@ -82,7 +82,7 @@ def test_what_is_behind_a_mask_does_not_reach_the_student_but_the_teacher():
     module, batch = tiny.self_distillation(), tiny.masked_batch()
     hidden = torch.zeros(2, len(batch.seeds), 16, dtype=torch.bool)
     hidden[:, :, 5] = True
-    batch = dataclasses.replace(batch, masks=hidden)
+    batch = batch.hiding(hidden)
     other = batch.global_crops.clone()
     other[..., 7:14, 7:14] += 1  # patch 5 of a 4 x 4 grid
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_a_crop_weighs_the_same_however_many_of_its_patches_are_masked():
 def test_no_mask_at_all_leaves_the_other_losses():
     batch = tiny.masked_batch()
     module = tiny.self_distillation()
-    terms = module(dataclasses.replace(batch, masks=torch.zeros_like(batch.masks)))
+    terms = module(batch.hiding(torch.zeros_like(batch.masks)))
     assert terms["ibot"].item() == 0 and terms["loss"].isfinite()
     terms["loss"].backward()
 

@@ -98,7 +98,7 @@ def batches(runtime, start=0):
         ids = torch.arange(step * IMAGES, (step + 1) * IMAGES)
         # Another number of masked patches in every crop, none in some.
         masks = torch.rand(2, IMAGES, 16, generator=generator) < torch.linspace(0, 0.6, IMAGES)[:, None]
-        yield Batch(large[:, mine], small[:, mine], ids[mine], ids[mine], step, masks[:, mine])
+        yield Batch(large[:, mine], small[:, mine], ids[mine], ids[mine], step).hiding(masks[:, mine])
 
 
 def start(runtime, kind, seed=0):

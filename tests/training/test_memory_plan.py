@@ -75,8 +75,7 @@ def batch(config, images=None):
         torch.randn(crops.local_count, images, 3, crops.local_size, crops.local_size),
         torch.arange(images),
         torch.arange(images),
-        masks=masks.view(2, images, 64),
-    )
+    ).hiding(masks.view(2, images, 64))
 
 
 def start(module, config):
