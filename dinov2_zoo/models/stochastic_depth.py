@@ -67,7 +67,7 @@ def draw_subsets(
         scales.append(torch.full((kept * tokens, 1), sequences / kept, device=device))
         first += sequences * tokens
     # One small transfer for all blocks; the device itself counts on from where sequences start.
-    on_device = torch.cat(starts, dim=1).to(device).split([kept for kept, _ in kept_groups], dim=1)
+    on_device = torch.cat(starts, dim=1).to(device, non_blocking=True).split([kept for kept, _ in kept_groups], dim=1)
     rows = torch.cat(
         [
             (start[..., None] + torch.arange(tokens, device=device)).flatten(1)
