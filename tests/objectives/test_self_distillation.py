@@ -9,6 +9,7 @@ import torch
 
 from dinov2_zoo.config import PrototypesConfig, SelfDistillationConfig
 from dinov2_zoo.data.positions import masked_positions
+from dinov2_zoo.objectives.health import health
 
 
 def head_parameters(head):
@@ -125,6 +126,15 @@ def test_stochastic_depth_acts_in_training_and_follows_from_the_seeds():
     module.eval()
     whole = module(batch)["loss"]
     assert first == again and len({first.item(), other.item(), whole.item()}) == 3
+
+
+def test_prototypes_in_use_are_those_that_are_some_images_nearest():
+    draw = torch.Generator().manual_seed(0)
+    tokens, prototypes = torch.randn(20, 3, generator=draw), torch.randn(30, 3, generator=draw)
+    different = len((tokens @ prototypes.T).argmax(1).unique())
+    assert 1 < different < 20
+    used = health(tokens, tokens, prototypes, temperature=0.1)["prototypes_used"]
+    assert used == torch.tensor(different / 20)
 
 
 def test_health_tells_a_collapsed_teacher_from_a_sound_one():

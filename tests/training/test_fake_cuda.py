@@ -1,4 +1,4 @@
-"""Every recipe's step on a CUDA device that is not there: in bf16, nothing waits for the device, all precisions as told.
+"""Every recipe's step on a CUDA device that is not there, in bf16: nothing waits for it, and precisions are as told.
 
 Forward passes only: backward ones do not run without a driver.
 """
@@ -20,8 +20,9 @@ from dinov2_zoo.config import (
     SelfDistillationConfig,
     TeachersConfig,
 )
-from dinov2_zoo.data.finishing import FinishingStage
 from dinov2_zoo.data.positions import sampled_positions
+from dinov2_zoo.initialisation.heads import standardise_heads
+from dinov2_zoo.initialisation.projector import fit_projector
 from dinov2_zoo.models.block import Block
 from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.heads import FeatureProjector
@@ -33,6 +34,7 @@ from dinov2_zoo.training import gradients
 from dinov2_zoo.training.ema import update_ema
 from dinov2_zoo.training.lane import ask_teacher
 
+CUDA = torch.device("cuda", 0)
 EVERYTHING = FeaturesConfig(
     gram_weight=1.0, class_gram_weight=1.0, neighbour_weight=0.5, queue_weight=0.5, queue_size=40, neighbour_patches=3
 )
@@ -54,9 +56,8 @@ def features(**settings):
 
 def in_the_finishing_stage():
     module = tiny.features()
-    module.stage = FinishingStage(first=0, sides=(28, 42), seed=0)
-    drawn = module.stage.drawn(0)  # here, for numbers of a fake CPU cannot be read either
-    module.stage = SimpleNamespace(drawn=lambda step: drawn)
+    # Sides of student and teacher, given, for numbers drawn on a fake CPU cannot be read either.
+    module.stage = SimpleNamespace(drawn=lambda step: (42, 28))
     return module
 
 
@@ -167,6 +168,24 @@ def test_a_forward_pass_waits_for_nothing_and_keeps_what_must_be_fp32(case, monk
     assert seen == {"stream": {torch.float32}, "products": {torch.bfloat16}}
     assert heard and {tensor.dtype for tensor in tensors_of(heard)} == {torch.float32}
     assert any("health" in name for name in terms) == (made.masks is not None)
+
+
+@pytest.mark.parametrize("standardise, projector", [("channels", "linear"), ("phi-s", "mlp")])
+def test_the_fit_before_the_first_step_finds_all_on_one_device(standardise, projector, monkeypatch):
+    made = tiny.batch()
+    with fake_cuda(monkeypatch):
+        module = on_cuda(lambda: features(standardise=standardise, projector=projector))
+        fit_projector(module, [made], device=CUDA, autocast=lambda: torch.autocast("cuda", torch.bfloat16))
+        state = module.state_dict()
+    assert {tensor.device.type for tensor in state.values()} == {"cuda"}
+    assert {tensor.dtype for tensor in state.values() if tensor.is_floating_point()} == {torch.float32}
+
+
+def test_heads_are_standardised_on_the_device(monkeypatch):
+    made = tiny.masked_batch()
+    with fake_cuda(monkeypatch):
+        module = on_cuda(fitting_heads)
+        standardise_heads(module, [made], device=CUDA, autocast=lambda: torch.autocast("cuda", torch.bfloat16))
 
 
 def test_an_update_waits_for_nothing(monkeypatch):
