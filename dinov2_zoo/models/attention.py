@@ -159,7 +159,8 @@ def fault_of(kernel: Kernel, device: torch.device, dtype: torch.dtype, head_dim:
         except Exception as error:
             # Kernels refuse a device, a dtype or a head width with whatever class their layer of the stack uses.
             return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        expected = sdpa(*reference.unbind(1), packing)
+        q, k, v = reference.unbind(1)
+        expected = sdpa(q, k, v, packing)
         expected.square().sum().backward()
     assert mine.grad is not None and reference.grad is not None
     tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else 5e-2
