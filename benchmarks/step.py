@@ -55,8 +55,8 @@ def make_batch(module: SelfDistillation, images: int) -> Batch:
     drop_path = module.drop_path(0)
     kept = drop_path and draw_kept(drop_path, [2, crops.local_count], Share(0, 0, images, images))
     small = torch.randn(crops.local_count, images, 3, crops.local_size, crops.local_size, generator=source)
-    ids, masks = torch.arange(images), hidden.view(2, images, -1)
-    return Batch(large, small, ids, ids, 0, masks, drop_path=kept)
+    batch = Batch(large, small, torch.arange(images), torch.arange(images), drop_path=kept)
+    return batch.hiding(hidden.view(2, images, -1))
 
 
 def stepper(module: nn.Module, batch: Batch, device: torch.device, half: bool) -> Callable[[], Tensor]:

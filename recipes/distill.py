@@ -53,7 +53,8 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
     store = take_targets(config, runtime, images, heldout)
     with runtime.main_first():
         modules = [runtime.place(module) for module in build_distillations(config, store)]
-    read = functools.partial(train_loader, images, config.crops, rank=runtime.rank, world_size=runtime.world_size)
+    share = {"rank": runtime.rank, "world_size": runtime.world_size, "patch_size": modules[0].patch_size}
+    read = functools.partial(train_loader, images, config.crops, patch_share=config.objective.patch_share, **share)
     if store:
         read = functools.partial(read, targets=store.reader(config.crops.local_count if needs_local(config) else 0))
     seed = config.runtime.seed
@@ -85,9 +86,8 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
     )
     if store and heldout:
         examine.teacher = store.heldout(runtime.device)
-    if runtime.is_main:
-        for one in configs:
-            claim_run_folder(one.folder, to_dict(one))
+    for one in configs if runtime.is_main else ():
+        claim_run_folder(one.folder, to_dict(one))
     runtime.barrier()
 
     # ---- before: as drawn, and as it starts. All of it follows from the seed, so a resumed run repeats it.

@@ -102,6 +102,9 @@ class RuntimeConfig:
     """Compile each block with torch.compile."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: a third more computation, a fraction of the memory."""
+    deterministic: bool = False
+    """Take only kernels that repeat their results bit for bit, on the same GPUs and versions; slower. Without it, runs
+    on GPUs differ in the last digits. A CPU repeats itself anyway, at the same number of threads."""
     cpu: bool = False
     """Stay on the CPU even where there is a GPU."""
 

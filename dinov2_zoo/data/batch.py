@@ -1,5 +1,6 @@
 """What the loader hands to the training loop."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -7,6 +8,7 @@ from jaxtyping import Bool, Float, Int8, Int64
 from torch import Tensor
 
 from dinov2_zoo.data.drop_path import Kept
+from dinov2_zoo.data.positions import masked_positions
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,19 @@ class Batch:
     """Images that should have been in this batch but could not be decoded; others took their places."""
     targets: list[Int8[Tensor, "V B F"]] | None = None
     """What a teacher said of each group's crops earlier, coded (`models.stored`); None: it is to be asked."""
-
+    positions: Int64[Tensor, " n"] | None = None
+    """Which of the 2 x B x N patches of the global crops, in this order, a loss on some of them looks at; None: all."""
+    weights: Float[Tensor, " n"] | None = None
+    """How much each of them counts; None: all the same."""
     drop_path: list[Kept] | None = None
     """Which sequences of each group pass through each of the student's blocks; None: all."""
+    logged: bool = True
+    """Whether a line of the log follows its step: what is only looked at need not be computed in others."""
+
+    def hiding(self, masks: Bool[Tensor, "2 B N"]) -> "Batch":
+        """The same batch with these patches hidden from the student, and the loss on them."""
+        positions, weights = masked_positions(masks)
+        return replace(self, masks=masks, positions=positions, weights=weights)
 
     def groups(self) -> list[Float[Tensor, "V B 3 S S"]]:
         """Crops of one size together: the global ones, and the local ones where there are some."""
@@ -54,26 +66,18 @@ class Batch:
         return self.groups() if self.targets is None else self.targets  # pyright: ignore[reportReturnType]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """The same batch with crops, ids and masks on `device`."""
-        return replace(
-            self,
-            masks=None if self.masks is None else self.masks.to(device, non_blocking=non_blocking),
-            global_crops=self.global_crops.to(device, non_blocking=non_blocking),
-            local_crops=self.local_crops.to(device, non_blocking=non_blocking),
-            sample_ids=self.sample_ids.to(device, non_blocking=non_blocking),
-            targets=self.targets and [codes.to(device, non_blocking=non_blocking) for codes in self.targets],
-            drop_path=self.drop_path
-            and [kept.map(lambda x: x.to(device, non_blocking=non_blocking)) for kept in self.drop_path],
-        )
+        """The same batch on `device`, but for the seeds."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory; torch's DataLoader calls it."""
+        """The same batch in page-locked memory, but for the seeds; torch's DataLoader calls it."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, move: Callable[[Tensor], Tensor]) -> "Batch":
+        names = ("global_crops", "local_crops", "sample_ids", "masks", "positions", "weights")
+        tensors = {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
+        moved = {name: move(tensor) for name, tensor in tensors.items()}
+        targets = self.targets and [move(codes) for codes in self.targets]
         return replace(
-            self,
-            masks=None if self.masks is None else self.masks.pin_memory(),
-            global_crops=self.global_crops.pin_memory(),
-            local_crops=self.local_crops.pin_memory(),
-            sample_ids=self.sample_ids.pin_memory(),
-            targets=self.targets and [codes.pin_memory() for codes in self.targets],
-            drop_path=self.drop_path and [kept.map(Tensor.pin_memory) for kept in self.drop_path],
+            self, **moved, targets=targets, drop_path=self.drop_path and [k.map(move) for k in self.drop_path]
         )

@@ -26,6 +26,7 @@ from dinov2_zoo.data.drop_path import DropPath, Share, draw_kept
 from dinov2_zoo.data.finishing import FinishingStage
 from dinov2_zoo.data.masks import block_mask, check_grid, stratified_ratios
 from dinov2_zoo.data.mixing import mix
+from dinov2_zoo.data.positions import sampled_positions
 from dinov2_zoo.data.sources import Source
 from dinov2_zoo.data.workers import MadeAhead
 from dinov2_zoo.errors import ConfigError, DataError
@@ -66,6 +67,7 @@ def train_loader(
     masks: MaskConfig | None = None,
     stage: FinishingStage | None = None,
     drop_path: DropPath | None = None,
+    patch_share: float = 1.0,
     patch_size: int = 14,
     accumulate: int = 1,
     rank: int = 0,
@@ -87,7 +89,8 @@ def train_loader(
         masks: Which patches of the global crops to hide from a student; None: none.
         stage: From its first step on global crops have its largest side; None: they never change.
         drop_path: Stochastic depth of the student that the batches are for; None: it has none.
-        patch_size: Side of a patch, pixels: masks are grids of patches.
+        patch_share: Share of the global crops' patches that a loss looks at, drawn for each crop; 1: all.
+        patch_size: Side of a patch, pixels: of the grids that masks are, and that patches are drawn from.
         accumulate: Micro-batches per optimizer step.
         rank: Number of this process.
         world_size: Processes.
@@ -116,7 +119,18 @@ def train_loader(
     if masks is not None:
         check_grid(side, masks)
     return MadeAhead(
-        _Crops(source, crops, loader.batch_size, seed, masks, side, stage=stage, targets=targets, drop_path=drop_path),
+        _Crops(
+            source,
+            crops,
+            loader.batch_size,
+            seed,
+            masks,
+            side,
+            stage=stage,
+            targets=targets,
+            drop_path=drop_path,
+            share=patch_share,
+        ),
         _Places(len(source), loader.batch_size, accumulate, rank, world_size, start_step, steps),
         loader.workers,
         lower="loader.workers or loader.batch_size",
@@ -187,6 +201,7 @@ class _Crops:
         stage: FinishingStage | None = None,
         targets: Targets | None = None,
         drop_path: DropPath | None = None,
+        share: float = 1.0,
     ) -> None:
         self.source = source
         self.crops = crops
@@ -197,6 +212,7 @@ class _Crops:
         self.stage = stage
         self.targets = targets
         self.drop_path = drop_path
+        self.share = share
 
     def __call__(self, places: list[Place]) -> Batch:
         config, count = self.crops, len(places)
@@ -220,7 +236,12 @@ class _Crops:
             views = [2, config.local_count] if config.local_count else [2]
             kept = draw_kept(self.drop_path, views, Share(step, first, count, self.batch_size))
         numbers = torch.tensor(ids), torch.tensor(seeds)
-        return Batch(global_crops, local_crops, *numbers, step, masks, skipped, targets, kept)
+        batch = Batch(global_crops, local_crops, *numbers, step, None, skipped, targets, drop_path=kept)
+        if masks is not None:
+            return batch.hiding(masks)
+        if self.share < 1:
+            return replace(batch, positions=sampled_positions(batch.seeds, 2, self.side**2, self.share))
+        return batch
 
     def _hide(
         self, config: MaskConfig, step: int, first: int, places: list[Place], ids: list[int]

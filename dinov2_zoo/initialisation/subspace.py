@@ -64,4 +64,5 @@ def _second_moment(row: Float[Tensor, "total D"]) -> Float[Tensor, "D D"]:
     """Sum of outer products of tokens as layer norm sees them: without their mean, at length 1."""
     row = at_least_fp32(row)
     unit = F.normalize(row - row.mean(1, keepdim=True), dim=1)
-    return (unit.T @ unit).double()
+    with torch.autocast(row.device.type, enabled=False):  # a covariance in bf16 is worthless
+        return (unit.T @ unit).double()

@@ -85,7 +85,8 @@ class Branch(nn.Module):
                 of_class = HeadOutput(dino(tokens.class_token).unflatten(0, views), class_prototypes)
             if ibot is not None and number == 0:
                 patches = tokens.patches.flatten(0, 1)
-                asked = patches if positions is None else patches[positions]
+                # Not patches[positions]: its gradient allows for repeated rows, and sorts them all on CUDA.
+                asked = patches if positions is None else patches.index_select(0, positions)
                 of_patches = HeadOutput(ibot(asked), at_least_fp32(ibot.prototypes()))
             projected = None if self.projector is None else _full(self.projector(tokens), views)
             further = [_full(projector(tokens), views) for projector in self.further]

@@ -1,12 +1,15 @@
 """Sequence packing: crops of every size in one row of tokens, so that linear layers run once (paper, section 5)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(query, key, value [total, heads, head_dim]) of one row -> [total, heads, head_dim]."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,8 @@ class Packing:
 
     groups: tuple[tuple[int, int], ...]
     """(sequences, tokens per sequence) of each group, in order."""
+    attend: Attend | None = field(default=None, compare=False, repr=False)
+    """Attention over such rows as a whole (`attention.prepare`); None: group by group."""
 
     @staticmethod
     def of(groups: Sequence[Float[Tensor, "_ _ D"]]) -> "Packing":

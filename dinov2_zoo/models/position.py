@@ -28,6 +28,14 @@ def resample_positions(
     side = round(grid.shape[1] ** 0.5)
     if (height, width) == (side, side):
         return grid
+    if torch.are_deterministic_algorithms_enabled() and grid.requires_grad:
+        # On CUDA the gradient of torch's bicubic resampling adds in no fixed order; that of the same map as a product
+        # does not.
+        with torch.no_grad():
+            each = torch.eye(grid.shape[1], dtype=torch.float32, device=grid.device)[None]
+            map_of = resample_positions(each, height, width, offset=offset, antialias=antialias)
+        with torch.autocast(grid.device.type, enabled=False):
+            return (map_of.to(torch.promote_types(grid.dtype, torch.float32)) @ grid.to(map_of.dtype)).to(grid.dtype)
     image = grid.to(torch.promote_types(grid.dtype, torch.float32)).unflatten(1, (side, side)).permute(0, 3, 1, 2)
     if offset:
         scale = ((height + offset) / side, (width + offset) / side)

@@ -1,6 +1,7 @@
 """The Vision Transformer of DINOv2: any image size, crops of several sizes at once, Meta's outputs, timm's names."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, overload
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dinov2_zoo.config import ModelConfig, nearest_multiples
 from dinov2_zoo.errors import ConfigError
+from dinov2_zoo.models.attention import prepare
 from dinov2_zoo.models.block import Block, LayerNorm
 from dinov2_zoo.models.packing import Packing
 from dinov2_zoo.models.position import fold_class_position, grid_for, with_class_position
@@ -181,6 +183,10 @@ class VisionTransformer(nn.Module):
         groups = [self.prepare_tokens(images, mask) for images, mask in zip(x, masks, strict=True)]
         packing = Packing.of(groups)
         row = packing.pack(groups)
+        head_dim = self.embed_dim // self.config.num_heads
+        packing = prepare(packing, row, head_dim)
+        if subsets is not None:  # only attention cares which tokens belong together
+            subsets = [(replace(a, packing=prepare(a.packing, row, head_dim)), rest) for a, rest in subsets]
         recompute = self.checkpoint_blocks and torch.is_grad_enabled()
         for block, subset in zip(self.blocks, subsets or [None] * len(self.blocks), strict=True):
             if recompute:  # no block draws random numbers, so there is no state of theirs to restore

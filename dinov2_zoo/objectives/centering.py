@@ -58,7 +58,7 @@ def update_center(
 
     The mean of logits is the mean bottleneck vector times the prototypes: no [n, K] matrix is needed.
     """
-    mean = torch.cat([bottleneck.sum(0), bottleneck.new_tensor([len(bottleneck)])])
+    mean = torch.cat([bottleneck.sum(0), bottleneck.new_full((1,), len(bottleneck))])
     if dist.is_initialized():
         dist.all_reduce(mean)
     center.lerp_((prototypes @ (mean[:-1] / mean[-1])).to(center.dtype), 1 - momentum)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int64
 from torch import Tensor, nn
 
 from dinov2_zoo.config import FinishConfig, ObjectiveConfig
@@ -20,9 +19,7 @@ from dinov2_zoo.models.heads import FeatureProjector
 from dinov2_zoo.models.students import TimmStudent
 from dinov2_zoo.models.teacher_view import TeacherView
 from dinov2_zoo.models.tokens import BranchOutput, joined
-from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.objectives.features import FeaturesObjective
-from dinov2_zoo.objectives.ibot import sampled_positions
 from dinov2_zoo.objectives.prototypes import PrototypesObjective
 
 
@@ -86,7 +83,8 @@ class Distillation(nn.Module):
         """The student's outputs, of all crops."""
         if isinstance(self.objective, FeaturesObjective):
             return self.student(self._of_stage(batch, 0).groups())
-        found = self.student(batch.groups(), positions=self._positions(batch))
+        assert batch.positions is not None or self.config.patch_share == 1, "the loader draws positions"
+        found = self.student(batch.groups(), positions=batch.positions)
         return [output.without_patches() for output in found]
 
     @torch.no_grad()
@@ -97,7 +95,7 @@ class Distillation(nn.Module):
         """
         if isinstance(self.objective, FeaturesObjective):
             return self.teacher(self._of_stage(batch, 1).for_teacher())
-        found = self.teacher(batch.for_teacher()[:1], positions=self._positions(batch))
+        found = self.teacher(batch.for_teacher()[:1], positions=batch.positions)
         return [output.without_patches() for output in found]
 
     def compare(
@@ -129,27 +127,20 @@ class Distillation(nn.Module):
         projectors = [branch.projector for branch in (self.student, self.ema) if branch.projector is not None]
         return [Lesson(self.teacher, self.objective, projectors)]
 
+    @property
+    def patch_size(self) -> int:
+        """Side of the teacher's patches, pixels."""
+        assert not isinstance(self.teacher.backbone, TimmStudent | TeacherView)
+        return self.teacher.backbone.patch_size
+
     def finishing(self, config: FinishConfig, global_size: int, *, steps: int, seed: int) -> FinishingStage | None:
         """The finishing stage of a run of `steps` steps, if it has one; to be put into `stage`."""
-        assert not isinstance(self.teacher.backbone, TimmStudent | TeacherView)
-        patch = self.teacher.backbone.patch_size
-        return FinishingStage.of(config, global_size=global_size, patch=patch, steps=steps, seed=seed)
+        return FinishingStage.of(config, global_size=global_size, patch=self.patch_size, steps=steps, seed=seed)
 
     def _of_stage(self, batch: Batch, whose: int) -> Batch:
         """The batch at the size that the student (0) or the teacher (1) has at its step."""
         sides = None if self.stage is None else self.stage.drawn(batch.step)
         return batch if sides is None else resized(batch, sides[whose])
-
-    def _positions(self, batch: Batch) -> Int64[Tensor, " n"] | None:
-        """Patches of the global crops that iBOT compares; None: all."""
-        share = self.config.patch_share
-        if share >= 1:
-            return None
-        views, _, _, height, width = batch.global_crops.shape
-        assert isinstance(self.student.backbone, VisionTransformer)
-        patch = self.student.backbone.patch_size  # the teacher's, too
-        cells = (height // patch) * (width // patch)
-        return sampled_positions(batch.seeds, views, cells, share).to(batch.global_crops.device)
 
     def reset_average(self) -> None:
         """Make the average the student as it is now; before sharding, once the student has its first weights."""

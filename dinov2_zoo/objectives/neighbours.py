@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from dinov2_zoo.objectives.ibot import sampled_positions
+from dinov2_zoo.data.positions import sampled_positions
 from dinov2_zoo.objectives.koleo import gather_with_gradient
 
 NOBODY = -1e4
@@ -60,7 +60,7 @@ def patch_neighbour_loss(
     chosen = sampled_positions(seeds, views, count, patches / count).to(student.device, non_blocking=True)
 
     def cosines(tokens: Tensor) -> Tensor:
-        found = F.normalize(tokens.flatten(0, 2)[chosen], dim=1).unflatten(0, (views, images, -1))
+        found = F.normalize(tokens.flatten(0, 2).index_select(0, chosen), dim=1).unflatten(0, (views, images, -1))
         # Images first: this process's rows are then in one piece among everyone's.
         rows = found.transpose(0, 1).flatten(0, 2)
         return rows @ gather_with_gradient(rows).T

@@ -20,7 +20,7 @@ SMALLEST = 1e-3
 differ by rounding alone, and that has no direction to be learned."""
 
 MOST = 256
-"""Patches of a crop that are compared, those of 224 pixels (chosen here): all pairs of 1,369 would take 7.5 MB a crop."""
+"""Patches of a crop that are compared, those of 224 pixels (chosen here): all pairs of 1,369 take 7.5 MB a crop."""
 
 
 def gram_loss(student: Float[Tensor, "*crops N Ds"], teacher: Float[Tensor, "*crops N Dt"]) -> Float[Tensor, ""]:

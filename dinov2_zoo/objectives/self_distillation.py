@@ -18,7 +18,6 @@ from dinov2_zoo.models.stochastic_depth import Subset, subsets_of
 from dinov2_zoo.models.tokens import BranchOutput, joined
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.objectives.health import health
-from dinov2_zoo.objectives.ibot import masked_positions
 from dinov2_zoo.objectives.prototypes import PrototypesObjective
 
 
@@ -62,6 +61,8 @@ class SelfDistillation(nn.Module):
     def forward(self, batch: Batch, taught: Sequence[BranchOutput] | None = None) -> dict[str, Tensor]:
         """Scalar terms, each a mean over this process's images; "loss" is the one to minimise, "health/..." are not.
 
+        Health is measured on batches of logged steps only.
+
         Args:
             batch: Crops with masks.
             taught: From `teach`; None: asks the average now.
@@ -70,14 +71,15 @@ class SelfDistillation(nn.Module):
 
     def look(self, batch: Batch) -> list[BranchOutput]:
         """The student's outputs."""
-        crops, (positions, _) = batch.groups(), _hidden(batch)
+        assert batch.positions is not None, "the loader draws masks when it is given their settings"
+        crops, positions = batch.groups(), batch.positions
         found = self.student(crops, masks=batch.masks, subsets=self._subsets(batch, crops), positions=positions)
         return [output.without_patches() for output in found]
 
     @torch.no_grad()
     def teach(self, batch: Batch) -> list[BranchOutput]:
         """The average's outputs for the global crops, at the patches that are hidden from the student."""
-        found = self.ema([batch.global_crops], positions=_hidden(batch)[0])
+        found = self.ema([batch.global_crops], positions=batch.positions)
         return [output.without_patches() for output in found]
 
     def compare(
@@ -94,8 +96,10 @@ class SelfDistillation(nn.Module):
             taught: From `teach`, one for each.
         """
         temperature, teacher = self.teacher_temperature(batches[0].step), joined(taught)
-        weights = torch.cat([_hidden(batch)[1] for batch in batches]) / len(batches)
+        weights = torch.cat([batch.weights for batch in batches if batch.weights is not None]) / len(batches)
         terms = self.objective(joined(student), teacher, teacher_temperature=temperature, patch_weights=weights)
+        if not batches[0].logged:
+            return terms
         seen = teacher[0]
         assert seen.dino is not None
         metrics = health(
@@ -121,9 +125,3 @@ class SelfDistillation(nn.Module):
         backbone = self.student.backbone
         assert isinstance(backbone, VisionTransformer)
         return subsets_of(batch.drop_path, backbone.packing([group.flatten(0, 1) for group in crops]))
-
-
-def _hidden(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Which patches are hidden from the student, and their weights."""
-    assert batch.masks is not None, "the loader draws masks when it is given their settings"
-    return masked_positions(batch.masks)

@@ -146,7 +146,9 @@ class Lane:
         """Whether to stop, whether all is finite, and each part's gradient norm: the same on all processes.
 
         One reduction tells them all three, so that they take the same turn. It is the step's one wait for the device:
-        the price of never updating with a bad gradient.
+        the price of never updating with a bad gradient. Meanwhile the device has nothing to do for as long as it takes
+        to launch the update. A decision on the device, looked at a step later, would need every batch, term and
+        statistic of the step before kept, and hooks and checkpoints told of a step that may not count.
         """
         loss = torch.stack([micro["loss"] for micro in self._terms]).double().sum()
         asked_to_stop = torch.full((1,), float(stop), dtype=torch.float64, device=loss.device)

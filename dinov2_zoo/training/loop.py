@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.errors import TrainingError
@@ -45,7 +46,7 @@ def train(
             if batch is None:
                 raise TrainingError(f"The data ended at step {step} of {steps}: give more, or fewer steps.")
             micro_batches.append(batch)
-            placed = batch.to(runtime.device, non_blocking=True)
+            placed = replace(batch.to(runtime.device, non_blocking=True), logged=lanes[0].log.due(step + 1))
 
             # ---------------------------------------------------------------- teacher, then each student's backward
             with runtime.autocast():

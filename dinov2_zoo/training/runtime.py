@@ -23,6 +23,7 @@ from dinov2_zoo.config import RuntimeConfig
 from dinov2_zoo.data.workers import usable_cores
 from dinov2_zoo.errors import Preempted, TrainingError, ZooError
 from dinov2_zoo.training.activation_checkpointing import checkpoint_activations
+from dinov2_zoo.training.determinism import repeat_exactly
 from dinov2_zoo.training.launchers import adopt_srun, check_launcher, flag, processes_started, replicas
 from dinov2_zoo.training.precision import choose_precision, widen
 from dinov2_zoo.training.sharding import BLOCK, check_same_weights, device_mesh, gather_state_dict, shard
@@ -62,6 +63,8 @@ class Runtime:
         check_trackers(trackers)
         adopt_srun()
         check_launcher(config)
+        if config.deterministic:
+            repeat_exactly()
         # cpu=True also cures a trap: launched with an FSDP or multi-GPU file on a machine without GPU, accelerate
         # would give each process world size 1, that is, as many independent trainings as processes.
         cpu = config.cpu or not torch.cuda.is_available() or flag("ACCELERATE_USE_CPU")
@@ -86,6 +89,8 @@ class Runtime:
         self.replicas = replicas(self.world_size)
         self._fsdp = FullyShardedDataParallelPlugin() if flag("ACCELERATE_USE_FSDP") else None
         self.precision = choose_precision(config.precision, self.device)
+        # As torch has it, convolutions (patch embeddings are some) would take TF32 where fp32 was asked for.
+        torch.backends.cudnn.allow_tf32 = self.precision != "fp32"
         self.cores = max(1, usable_cores() // self._local_processes())
         self.threads = config.threads or self.cores
         # `accelerate launch` sets OMP_NUM_THREADS=1, which would leave all cores but one idle.

@@ -1,5 +1,6 @@
 """The step alone decides the batch; bad files are replaced, reported and, when there are many, the end of the run."""
 
+import dataclasses
 import io
 
 import pytest
@@ -10,6 +11,7 @@ from dinov2_zoo.config import CropConfig, LoaderConfig, MaskConfig
 from dinov2_zoo.data.batch import Batch, Skipped
 from dinov2_zoo.data.drop_path import DropPath, Share, draw_kept
 from dinov2_zoo.data.loader import epoch_order, train_loader
+from dinov2_zoo.data.positions import masked_positions, sampled_positions
 from dinov2_zoo.data.skips import SkipLedger, guarded
 from dinov2_zoo.data.sources import open_source
 from dinov2_zoo.errors import ConfigError, DataError
@@ -83,6 +85,17 @@ def test_half_of_a_steps_global_crops_hide_patches_and_batches_know_their_step()
         assert masks.shape == (2, 4, 16) and masks.any(-1).sum() == 4
         assert masks.sum(-1).max() <= 8
     assert batches(masks=None, steps=1)[0].masks is None
+
+
+def test_what_a_loss_on_patches_looks_at_comes_with_the_batch():
+    """Made by workers: on a GPU the training process would have to wait for the number of patches."""
+    for batch in batches(workers=1):
+        positions, weights = masked_positions(batch.masks)
+        assert torch.equal(batch.positions, positions) and torch.equal(batch.weights, weights)
+        assert torch.equal(batch.positions, batch.masks.flatten().nonzero()[:, 0])
+    (some,) = batches(masks=None, patch_share=0.25, steps=1)
+    assert torch.equal(some.positions, sampled_positions(some.seeds, 2, 16, 0.25)) and some.weights is None
+    assert batches(masks=None, steps=1)[0].positions is None
 
 
 def test_each_epoch_shows_every_image_once_in_another_order():
@@ -203,8 +216,12 @@ def test_settings_that_cannot_work_are_refused_before_any_image_is_read():
 
 def test_batches_move_with_all_they_hold():
     batch = joined(batches(Pictures(10, {0}), steps=3))
+    batch = dataclasses.replace(batch.hiding(batch.masks), targets=[torch.zeros(2, 12, 3, dtype=torch.int8)])
     moved = batch.to("meta")
-    assert moved.global_crops.is_meta and moved.local_crops.is_meta and moved.sample_ids.is_meta and moved.masks.is_meta
+    tensors = {name: value for name, value in vars(moved).items() if isinstance(value, torch.Tensor)}
+    assert {"masks", "positions", "weights"} < tensors.keys() and moved.targets[0].is_meta
+    # Seeds are for draws on the host.
+    assert {name for name, tensor in tensors.items() if not tensor.is_meta} == {"seeds"}
     assert moved.skipped == batch.skipped != []
 
 

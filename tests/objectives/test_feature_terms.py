@@ -220,7 +220,10 @@ def test_class_tokens_may_have_the_cosine_alone():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["class_weight=0", "patch_weight=0", "gram_weight=0", "class_gram_weight=0"], r"nothing is learned: raise one of class_weight"),
+        (
+            ["class_weight=0", "patch_weight=0", "gram_weight=0", "class_gram_weight=0"],
+            r"nothing is learned: raise one of class_weight",
+        ),
         (["gram_weight=-1"], r"must be 0 or more"),
         (["cosine_weight=0", "smooth_l1_weight=0"], r"no distance: raise one of them"),
         (["neighbour_temperature=0"], r"temperatures .* must be above 0"),

@@ -6,7 +6,6 @@ import torch
 
 from dinov2_zoo.config import ObjectiveConfig, PrototypesConfig
 from dinov2_zoo.objectives.health import health
-from dinov2_zoo.objectives.ibot import masked_positions
 
 KINDS = ("features", "sinkhorn", "ema", "pretrain")
 
@@ -29,7 +28,7 @@ def terms_in_fp32(kind, module, batch):
     crops = [batch.global_crops, batch.local_crops]
     pretraining, options = kind == "pretrain", {}
     if pretraining:
-        options["positions"], weights = masked_positions(batch.masks)
+        options["positions"], weights = batch.positions, batch.weights
     with bf16(), torch.no_grad():
         student = module.student(crops, **options, **({"masks": batch.masks} if pretraining else {}))
         teacher = (module.ema if pretraining else module.teacher)(crops, **options)

@@ -8,11 +8,11 @@ import tiny
 import torch
 
 from dinov2_zoo.config import HeadConfig, ObjectiveConfig, PrototypesConfig
+from dinov2_zoo.data.positions import sampled_positions
 from dinov2_zoo.errors import ConfigError
 from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.heads import PrototypeHead
 from dinov2_zoo.objectives.distillation import Distillation
-from dinov2_zoo.objectives.ibot import sampled_positions
 
 
 def head_parameters(head):

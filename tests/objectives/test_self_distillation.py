@@ -8,7 +8,8 @@ import tiny
 import torch
 
 from dinov2_zoo.config import PrototypesConfig, SelfDistillationConfig
-from dinov2_zoo.objectives.ibot import masked_positions
+from dinov2_zoo.data.positions import masked_positions
+from dinov2_zoo.objectives.health import health
 
 
 def head_parameters(head):
@@ -82,7 +83,7 @@ def test_what_is_behind_a_mask_does_not_reach_the_student_but_the_teacher():
     module, batch = tiny.self_distillation(), tiny.masked_batch()
     hidden = torch.zeros(2, len(batch.seeds), 16, dtype=torch.bool)
     hidden[:, :, 5] = True
-    batch = dataclasses.replace(batch, masks=hidden)
+    batch = batch.hiding(hidden)
     other = batch.global_crops.clone()
     other[..., 7:14, 7:14] += 1  # patch 5 of a 4 x 4 grid
     with torch.no_grad():
@@ -104,7 +105,7 @@ def test_a_crop_weighs_the_same_however_many_of_its_patches_are_masked():
 def test_no_mask_at_all_leaves_the_other_losses():
     batch = tiny.masked_batch()
     module = tiny.self_distillation()
-    terms = module(dataclasses.replace(batch, masks=torch.zeros_like(batch.masks)))
+    terms = module(batch.hiding(torch.zeros_like(batch.masks)))
     assert terms["ibot"].item() == 0 and terms["loss"].isfinite()
     terms["loss"].backward()
 
@@ -126,6 +127,15 @@ def test_stochastic_depth_acts_in_training_and_follows_from_seed_and_step():
     module.eval()
     whole = module(batch)["loss"]
     assert first == again and len({first.item(), other.item(), whole.item()}) == 3
+
+
+def test_prototypes_in_use_are_those_that_are_some_images_nearest():
+    draw = torch.Generator().manual_seed(0)
+    tokens, prototypes = torch.randn(20, 3, generator=draw), torch.randn(30, 3, generator=draw)
+    different = len((tokens @ prototypes.T).argmax(1).unique())
+    assert 1 < different < 20
+    used = health(tokens, tokens, prototypes, temperature=0.1)["prototypes_used"]
+    assert used == torch.tensor(different / 20)
 
 
 def test_health_tells_a_collapsed_teacher_from_a_sound_one():

@@ -1,7 +1,5 @@
 """Tiny teacher, student and batches for tests of objectives."""
 
-import dataclasses
-
 import torch
 
 from dinov2_zoo.config import HeadConfig, ModelConfig, ObjectiveConfig, PrototypesConfig, SelfDistillationConfig
@@ -72,7 +70,7 @@ def masked_batch(share=0.4, **options):
     masks = torch.rand(2, len(whole.seeds), cells, generator=generator) < share
     masks &= torch.rand(2, len(whole.seeds), 1, generator=generator) < 0.5
     masks[0, 0, :3], masks[0, 1] = True, False
-    return dataclasses.replace(whole, masks=masks)
+    return whole.hiding(masks)
 
 
 def batch(images=5, local=3, seed=0):

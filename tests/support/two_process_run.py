@@ -115,7 +115,7 @@ def batches(runtime, start=0, kind=None):
             mine = slice(first, first + share)
             kept = drop_path and draw_kept(drop_path, (2, 1), Share(step, first, share, IMAGES))
             images = large[:, mine], small[:, mine], ids[mine], ids[mine]
-            yield Batch(*images, step, masks[:, mine], drop_path=kept)
+            yield Batch(*images, step, drop_path=kept).hiding(masks[:, mine])
 
 
 def start(runtime, kind, seed=0):

@@ -44,6 +44,25 @@ def test_a_line_is_the_mean_since_the_last_line(runtime, tmp_path):
     assert coarse == pytest.approx([sum(fine[:10]) / 10, sum(fine[10:]) / 10], rel=1e-6)
 
 
+def test_what_is_only_looked_at_is_computed_on_logged_steps_only(runtime, tmp_path):
+    seen = []
+
+    class Watched(tiny_run.Match):
+        def forward(self, batch):
+            seen.append(batch.logged)
+            terms = super().forward(batch)
+            return terms | ({"health/step": self.steps_seen.clone()} if batch.logged else {})
+
+    torch.manual_seed(0)
+    state = TrainState.start(runtime.shard(Watched()), tiny_run.config(7, accumulate=2), global_batch=8)
+    log = tiny_run.silent_log(7, tmp_path)
+    log.config = type(log.config)(every=3, progress=False)
+    tiny_run.train(runtime, state, tiny_run.batches(7, accumulate=2), log)
+    assert seen == [due for step in range(1, 8) for due in [step in (3, 6, 7)] * 2]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["health/step"] for line in lines] == [5.5, 11.5, 13.5]  # means of the two micro-batches
+
+
 def test_means_of_bf16_terms_are_exact_over_a_long_interval(runtime, tmp_path):
     """Summed in bf16, whose steps are 2 from 256 on, they would come to a fraction of the mean; in fp32 near it."""
     told = []

@@ -58,7 +58,8 @@ def open_encoder(
         with seeded(seed):
             model = Dinov2Model(model_config(name)).eval()
         return BackboneEncoder(model.to(device), autocast)
-    return BackboneEncoder(Dinov2Model.from_pretrained(source, device=device), autocast)
+    # Weights that were stored in half precision take no fp32 images without autocast, and fp16 ones not all autocast.
+    return BackboneEncoder(Dinov2Model.from_pretrained(source, device=device, dtype=torch.float32), autocast)
 
 
 class _Foreign:

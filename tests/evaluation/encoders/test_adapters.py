@@ -36,6 +36,20 @@ def test_tokens_agree(encoders, height, width):
         torch.testing.assert_close(tokens.patches, ours.patches, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_weights_that_were_stored_in_half_precision_are_measured_like_others(tmp_path, half):
+    torch.manual_seed(0)
+    model = Dinov2Model(SMALL).to(half)
+    model.save_pretrained(tmp_path / "half")
+    images = torch.randn(2, 3, 56, 56)
+    found = open_encoder(str(tmp_path / "half"))(images)
+    with torch.no_grad():
+        torch.testing.assert_close(found.class_token, model.float()(images))
+    # As on a GPU, in bf16: of fp16 weights CPU's autocast would make nothing.
+    fast = open_encoder(str(tmp_path / "half"), autocast=lambda: torch.autocast("cpu", torch.bfloat16))
+    torch.testing.assert_close(fast(images).class_token, found.class_token, atol=0.1, rtol=0.1)
+
+
 @pytest.mark.parametrize("norm", [True, False])
 def test_every_layer_agrees_in_the_order_asked_for(encoders, norm):
     images = torch.randn(2, 3, 70, 42)
