@@ -1,10 +1,13 @@
 """What the loader hands to the training loop."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Bool, Float, Int8, Int64
+from jaxtyping import Bool, Int8, Int64, Shaped
 from torch import Tensor
+
+from dinov2_zoo.data.colour import ColourPlan
 
 
 @dataclass(frozen=True)
@@ -21,11 +24,11 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Batch:
-    """Crops of B images, normalised fp32."""
+    """Crops of B images: 8-bit as they leave the workers, normalised fp32 as training takes them (`data.device`)."""
 
-    global_crops: Float[Tensor, "2 B 3 G G"]
+    global_crops: Shaped[Tensor, "2 B 3 G G"]
     """Both global crops."""
-    local_crops: Float[Tensor, "L B 3 l l"]
+    local_crops: Shaped[Tensor, "L B 3 l l"]
     """Local crops; L may be 0."""
     sample_ids: Int64[Tensor, " B"]
     """Index in the source of the image that each crop was cut from."""
@@ -39,8 +42,12 @@ class Batch:
     """Images that should have been in this batch but could not be decoded; others took their places."""
     targets: list[Int8[Tensor, "V B F"]] | None = None
     """What a teacher said of each group's crops earlier, coded (`models.stored`); None: it is to be asked."""
+    colours: tuple[ColourPlan, ...] = ()
+    """What is still to be done to the colours of each group's 8-bit crops, V * B in a row."""
+    seconds: float = 0.0
+    """That one process took to make it."""
 
-    def groups(self) -> list[Float[Tensor, "V B 3 S S"]]:
+    def groups(self) -> list[Shaped[Tensor, "V B 3 S S"]]:
         """Crops of one size together: the global ones, and the local ones where there are some."""
         return [self.global_crops, self.local_crops] if len(self.local_crops) else [self.global_crops]
 
@@ -48,24 +55,22 @@ class Batch:
         """What a teacher is given, a group each: the crops, or what it said of them earlier."""
         return self.groups() if self.targets is None else self.targets  # pyright: ignore[reportReturnType]
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """The same batch with crops, ids and masks on `device`."""
+    def map(self, action: Callable[[Tensor], Tensor]) -> "Batch":
+        """The same batch with every tensor but `seeds` as `action` returns it: moved, pinned."""
         return replace(
             self,
-            masks=None if self.masks is None else self.masks.to(device, non_blocking=non_blocking),
-            global_crops=self.global_crops.to(device, non_blocking=non_blocking),
-            local_crops=self.local_crops.to(device, non_blocking=non_blocking),
-            sample_ids=self.sample_ids.to(device, non_blocking=non_blocking),
-            targets=self.targets and [codes.to(device, non_blocking=non_blocking) for codes in self.targets],
+            masks=None if self.masks is None else action(self.masks),
+            global_crops=action(self.global_crops),
+            local_crops=action(self.local_crops),
+            sample_ids=action(self.sample_ids),
+            targets=self.targets and [action(codes) for codes in self.targets],
+            colours=tuple(plan.map(action) for plan in self.colours),
         )
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """The same batch with all but `seeds` on `device`."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory; torch's DataLoader calls it."""
-        return replace(
-            self,
-            masks=None if self.masks is None else self.masks.pin_memory(),
-            global_crops=self.global_crops.pin_memory(),
-            local_crops=self.local_crops.pin_memory(),
-            sample_ids=self.sample_ids.pin_memory(),
-            targets=self.targets and [codes.pin_memory() for codes in self.targets],
-        )
+        return self.map(Tensor.pin_memory)
