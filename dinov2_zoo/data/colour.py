@@ -54,14 +54,12 @@ def shift_hue(crops: Crops, turns: Factors) -> Crops:
     value, least = torch.maximum(high, red, out=high), torch.minimum(low, red, out=low)
     chroma = value - least
     hue.addcmul_(chroma, 6 * turns)
-    # For channel centres at 0, 2 and -2 the distance stays within 7, where | |y| - 3 | is periodic.
+    # Channels have their centres at 0, 2 and -2: distances stay within 7, where | |y| - 3 | is periodic.
+    centres = torch.arange(3, device=crops.device).add_(1).remainder_(3).sub_(1).mul_(2).to(crops.dtype).view(1, 3, 1, 1)
     base = torch.sub(value, chroma, alpha=2, out=below_low)
-    for channel, centre in zip((red, green, blue), (0, 2, -2), strict=True):
-        torch.sub(hue, chroma, alpha=centre, out=channel)
-        channel.abs_().sub_(chroma, alpha=3).abs_().add_(base)
-        torch.minimum(channel, value, out=channel)
-        torch.maximum(channel, least, out=channel)
-    return crops
+    torch.addcmul(hue, chroma, centres, value=-1, out=crops)
+    crops.abs_().sub_(chroma, alpha=3).abs_().add_(base)
+    return torch.clamp(crops, least, value, out=crops)
 
 
 def to_grey(crops: Crops, _: Factors | None = None) -> Crops:
@@ -81,9 +79,10 @@ def blur(crops: Crops, sigmas: Factors) -> Crops:
         sigmas: Pixels, above 0.
     """
     radius, side = BLUR_KERNEL // 2, crops.shape[-1]
-    raw = [torch.exp((-0.5 * offset * offset) / sigmas.flatten(1).square()) for offset in range(radius + 1)]
-    total = torch.stack(raw[1:]).sum(0).mul_(2).add_(raw[0])
-    weights = [weight / total for weight in raw]  # of distance 0, 1, ..., radius
+    offsets = torch.arange(radius + 1, device=crops.device)
+    raw = offsets.div(sigmas.flatten(1)).square_().mul_(-0.5).exp_()
+    raw /= raw.sum(1, keepdim=True).mul_(2).sub_(raw[:, :1])
+    weights = raw.split(1, dim=1)  # of distance 0, 1, ..., radius
 
     def along(line: Tensor, stride: int) -> Tensor:
         length = line.shape[1] - 2 * radius * stride
