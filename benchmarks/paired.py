@@ -29,17 +29,22 @@ class Spread:
 
 
 def paired_seconds(
-    ours: Callable[[], object], theirs: Callable[[], object], rounds: int, *, warm: bool = True
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    rounds: int,
+    *,
+    warm: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[tuple[float, float]]:
-    """Seconds of (ours, theirs), taken in turns, after one round that is not counted (`warm`)."""
-    pairs = [(_seconds(ours), _seconds(theirs)) for _ in range(rounds + warm)]
+    """Seconds of (ours, theirs) by a clock, taken in turns, after one round that is not counted (`warm`)."""
+    pairs = [(_seconds(ours, clock), _seconds(theirs, clock)) for _ in range(rounds + warm)]
     return pairs[warm:]
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def _seconds(work: Callable[[], object], clock: Callable[[], float]) -> float:
+    start = clock()
     work()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def ratio(pairs: list[tuple[float, float]]) -> Spread:

@@ -55,7 +55,9 @@ def shift_hue(crops: Crops, turns: Factors) -> Crops:
     chroma = value - least
     hue.addcmul_(chroma, 6 * turns)
     # Channels have their centres at 0, 2 and -2: distances stay within 7, where | |y| - 3 | is periodic.
-    centres = torch.arange(3, device=crops.device).add_(1).remainder_(3).sub_(1).mul_(2).to(crops.dtype).view(1, 3, 1, 1)
+    centres = (
+        torch.arange(3, device=crops.device).add_(1).remainder_(3).sub_(1).mul_(2).to(crops.dtype).view(1, 3, 1, 1)
+    )
     base = torch.sub(value, chroma, alpha=2, out=below_low)
     torch.addcmul(hue, chroma, centres, value=-1, out=crops)
     crops.abs_().sub_(chroma, alpha=3).abs_().add_(base)

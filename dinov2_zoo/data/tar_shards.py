@@ -8,7 +8,6 @@ import glob
 import itertools
 import re
 from collections.abc import Iterable
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +34,7 @@ class TarShards:
         self._index = open_index(self._paths, _several(self._paths))
         self.left_out = self._index.left_out
         self.classes: list[str] | None = None
+        self._labels: list[int] | None = None
 
     def __reduce__(self) -> tuple[type["TarShards"], tuple[list[Path]]]:
         return type(self), (self._paths,)  # another process maps the index itself instead of being sent it
@@ -42,10 +42,12 @@ class TarShards:
     def __len__(self) -> int:
         return len(self._index.members)
 
-    @cached_property
+    @property
     def labels(self) -> list[int] | None:
         """Class of each image, if all have one."""
-        return self._index.labels.tolist() if self._index.labelled else None
+        if self._labels is None and self._index.labelled:
+            self._labels = self._index.labels.tolist()  # only now: training asks for none
+        return self._labels
 
     def read(self, index: int) -> bytes:
         """The image's bytes.
