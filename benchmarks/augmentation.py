@@ -31,7 +31,7 @@ from dinov2_zoo.data.order import EpochOrder
 from dinov2_zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalise, to_uint8
 
 CONFIG = CropConfig()
-IMAGES = {(500, 375): 20, (4000, 3000): 4}
+IMAGES = {(500, 375): 20, (4000, 3000): 2}
 """Sides of a photo, and how many are cut in a round."""
 LENGTHS = (10_000, 1_000_000, 142_000_000)
 
