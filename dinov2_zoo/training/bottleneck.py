@@ -135,17 +135,19 @@ def in_words(seconds: Mapping[str, float], workers: int) -> str:
     busy = sum(parts.values())
     data = seconds["made"] / workers if workers else seconds["data"]
     shares = ", ".join(f"{name} {value / busy:.0%}" for name, value in parts.items())
-    if workers:
-        slowest = max(parts, key=lambda name: parts[name]) if data <= busy else "data"
-    else:
-        slowest = max(parts | {"data": data}, key=lambda name: (parts | {"data": data})[name])
+    # Workers' data are made beside the step, the process's own within it.
+    slowest = max(parts, key=lambda name: parts[name])
+    if data > (busy if workers else parts[slowest]):
+        slowest = "data"
     slowest = "student" if slowest == "update" else slowest
-    names = f"The {NAMES.get(slowest, f'{slowest} is')} the bottleneck"
+    subject = NAMES.get(slowest, f"{slowest} is")
+    makers = f" with {workers} worker{'s' * (workers > 1)}" if workers else ""
     return (
-        f"A step computes for {_brief(busy)} ({shares}); its data take {_brief(data)}"
-        f"{f' with {workers} workers' if workers else ''}. {names}: {ADVICE[slowest].format(workers=workers)}."
+        f"A step computes for {_brief(busy)} ({shares}); its data take {_brief(data)}{makers}. "
+        f"The {subject} the bottleneck: {ADVICE[slowest].format(workers=workers)}."
     )
 
 
 def _brief(seconds: float) -> str:
-    return f"{seconds:.2g} s" if seconds >= 1 else f"{1000 * seconds:.2g} ms"
+    number, unit = (seconds, "s") if seconds >= 1 else (1000 * seconds, "ms")
+    return f"{number:.0f} {unit}" if number >= 10 else f"{number:.2g} {unit}"
