@@ -53,10 +53,10 @@ def distil(config: DistillConfig, runtime: Runtime, *, resume: str | None) -> No
     store = take_targets(config, runtime, images, heldout)
     with runtime.main_first():
         modules = [runtime.place(module) for module in build_distillations(config, store)]
-    share = {"rank": runtime.rank, "world_size": runtime.world_size, "patch_size": modules[0].patch_size}
-    read = functools.partial(train_loader, images, config.crops, patch_share=config.objective.patch_share, **share)
-    if store:
-        read = functools.partial(read, targets=store.reader(config.crops.local_count if needs_local(config) else 0))
+    reader = store.reader(config.crops.local_count if needs_local(config) else 0) if store else None
+    where = {"rank": runtime.rank, "world_size": runtime.world_size, "device": runtime.device}
+    shapes = {"patch_size": modules[0].patch_size, "patch_share": config.objective.patch_share}
+    read = functools.partial(train_loader, images, config.crops, targets=reader, **where, **shapes)
     seed = config.runtime.seed
     finishing = functools.partial(modules[0].finishing, config.finish, config.crops.global_size, seed=seed)
     if not any((one.folder / "config.json").exists() for one in config.each()):

@@ -58,6 +58,7 @@ def pretrain(config: PretrainConfig, runtime: Runtime, *, resume: str | None) ->
         patch_size=module.student.backbone.patch_size,
         rank=runtime.rank,
         world_size=runtime.world_size,
+        device=runtime.device,
     )
     folder = config.folder
     if not (folder / "config.json").exists():

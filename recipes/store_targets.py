@@ -104,7 +104,8 @@ def found(
         return teach([crops[None].to(runtime.device)])[0][0]
 
     layout = target.manifest.layout
-    crops = track(first_crops(images, config, target.manifest), None, "Looking at the first images", runtime.console)
+    first = first_crops(images, config, target.manifest, runtime.device)
+    crops = track(first, None, "Looking at the first images", runtime.console)
     code = fit_code(one_group, crops, class_directions=layout.class_directions, directions=layout.directions)
     own = lost = None
     if heldout is not None:

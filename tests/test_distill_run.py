@@ -197,7 +197,7 @@ def test_five_percent_of_images_of_eight_troublesome_kinds(launch, place, tmp_pa
     header[18:26] = (60_000).to_bytes(4, "little") * 2
     (images / "bomb.bmp").write_bytes(bytes(header))
 
-    more = (f"--data={images}", "--evaluation.heldout_count=0", "--init=random", "--optim.steps=10")
+    more = (f"--data={images}", "--evaluation.heldout_count=0", "--init=random", "--optim.steps=12")
     more += ("--loader.batch_size=16", "--evaluation.fit_images=16", "--checkpoint.every=0", "--loader.workers=1")
     launch([*options(place, tmp_path, "lenient", *more), "--loader.max_bad_share=0.05"])
     skipped = [json.loads(line) for line in (tmp_path / "lenient/skipped.jsonl").read_text().splitlines()]

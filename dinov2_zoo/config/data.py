@@ -100,12 +100,20 @@ class LoaderConfig:
     memory for, up to 256 for each GPU and 32 on a CPU (chosen here; paper, Table 16: 2048 for students)."""
     workers: AutoInt = AUTO
     """Decoding processes per training process; 0 decodes in the training process. "auto": from the free cores."""
+    prefetch: int = 2
+    """Batches that each decoding process makes ahead (torch's default). Each takes 0.53 MB of shared memory (/dev/shm)
+    for an image of two crops of 224 pixels and eight of 98. One more waits on the GPU."""
+    colours: Literal["auto", "workers", "device"] = "auto"
+    """Who does colour jitter, grayscale, blur and solarise: the decoding processes, or the device a batch at a time,
+    which leaves the processes a third of their work or less. "auto": a GPU does, a CPU does not; mixed crops
+    (crops.mix) always get their colours from the processes. The pixels are the same to one level of 255."""
     max_bad_share: float = 0.01
     """Stop when more than this share of the files cannot be decoded (chosen here: a few bad files are usual)."""
 
     def __post_init__(self) -> None:
         check(at_least(self.batch_size, 1), "loader.batch_size must be at least 1.")
         check(at_least(self.workers, 0), "loader.workers must be 0 or more.")
+        check(self.prefetch >= 1, "loader.prefetch must be at least 1.")
         check(0 <= self.max_bad_share <= 1, "loader.max_bad_share is a share: use 0 to 1.")
 
 

@@ -18,12 +18,11 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from dinov2_zoo.config import CropConfig
+from dinov2_zoo.data.colour import ColourSteps, colour_one
 
 # Half-widths of the ranges around 1 (hue: around 0) from which colour jitter draws.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.4, 0.4, 0.2, 0.1
-BLUR_KERNEL = 9  # pixels
 BLUR_SIGMA = (0.1, 2.0)  # pixels
-SOLARIZE_FROM = 128  # of 0..255
 # Probability of blur on (global 1, global 2, local crops); `CropConfig.blur` says where the rows come from.
 BLUR = {"released": (0.0, 0.9, 0.5), "nominal": (1.0, 0.1, 0.5), "off": (0.0, 0.0, 0.0)}
 # Of the numbers drawn for a view, 36 at most are used: 22 for the box, 14 for the rest.
@@ -48,6 +47,17 @@ class View:
     """Sigma of a Gaussian blur, pixels, or None."""
     solarize: bool
     """Invert bright values."""
+
+    def colours(self) -> ColourSteps:
+        """What is done to the colours, in turn."""
+        steps = dict(enumerate(self.jitter))
+        if self.grayscale:
+            steps[4] = ("grey", 0.0)
+        if self.blur is not None:
+            steps[5] = ("blur", self.blur)
+        if self.solarize:
+            steps[6] = ("solarise", 0.0)
+        return steps
 
 
 def generator(*key: int | str) -> torch.Generator:
@@ -141,74 +151,15 @@ def _between(low: float, high: float, number: float) -> float:
     return low + (high - low) * number
 
 
-def apply_view(pixels: UInt8[Tensor, "3 H W"], view: View) -> UInt8[Tensor, "3 S S"]:
-    """Cut a view out of an image and colour it. Resizing comes first: what follows works on the small crop."""
+def cut_view(pixels: UInt8[Tensor, "3 H W"], view: View) -> UInt8[Tensor, "3 S S"]:
+    """Cut a view out of an image, resize it and perhaps mirror it. Its colours stay as they are."""
     crop = tv.resized_crop(
         pixels, *view.box, [view.size, view.size], interpolation=InterpolationMode.BICUBIC, antialias=True
     )
-    if view.flip:
-        crop = tv.horizontal_flip(crop)
-    crop = crop.contiguous()  # resizing likes channels innermost, colours like them outermost
-    for name, factor in view.jitter:
-        crop = _COLOUR[name](crop, factor)
-    if view.grayscale:
-        crop = tv.rgb_to_grayscale(crop, num_output_channels=3)
-    if view.blur is not None:
-        crop = gaussian_blur(crop, view.blur)
-    return tv.solarize(crop, SOLARIZE_FROM) if view.solarize else crop
+    return tv.horizontal_flip(crop) if view.flip else crop
 
 
-def shift_hue(pixels: UInt8[Tensor, "3 H W"], turns: float) -> UInt8[Tensor, "3 H W"]:
-    """Turn every colour's hue by a share of the full circle, keeping its HSV saturation and value.
-
-    As torchvision's `adjust_hue`, to one of 256 levels, in a quarter of its time, which was a fifth of an image's.
-    """
-    red, green, blue = levels = pixels.float()
-    value = levels.amax(0)
-    chroma = value - levels.amin(0)
-    # Hue in sixths of a turn from red; the division is by 1 where a pixel is grey, and its hue then has no effect.
-    hue = torch.where(
-        value == red,
-        green - blue,
-        torch.where(value == green, (blue - red).add_(chroma, alpha=2), (red - green).add_(chroma, alpha=4)),
-    )
-    hue.div_(chroma.clamp(min=1)).add_(6 * turns)
-    # Back: a channel lies below the value by chroma times a trapezoid of its distance from the hue.
-    distance = hue + torch.tensor([5.0, 3.0, 1.0]).view(3, 1, 1)
-    distance.sub_(torch.floor(distance / 6), alpha=6)  # remainder_ takes twice as long
-    below = distance.sub_(2).abs_().neg_().add_(2).clamp_(0, 1)
-    return torch.addcmul(value, chroma, below, value=-1).round_().to(torch.uint8)
-
-
-def gaussian_blur(pixels: UInt8[Tensor, "3 H W"], sigma: float) -> UInt8[Tensor, "3 H W"]:
-    """Blur by a Gaussian cut off at 9 pixels, borders mirrored.
-
-    As torchvision's `gaussian_blur`, to one of 256 levels, in a quarter of its time: it convolves with 9 x 9 weights,
-    this with 9 and 9, as sums of shifted images, for convolutions are slow on three channels.
-
-    Args:
-        pixels: 0..255, at least 5 x 5.
-        sigma: Pixels.
-    """
-    radius = BLUR_KERNEL // 2
-    raw = [math.exp(-0.5 * (offset / sigma) ** 2) for offset in range(radius + 1)]
-    weights = [weight / (2 * sum(raw) - raw[0]) for weight in raw]  # of distance 0, 1, ..., radius
-
-    def along(padded: Tensor, dim: int) -> Tensor:
-        length = padded.shape[dim] - 2 * radius
-        total = padded.narrow(dim, radius, length) * weights[0]
-        for offset in range(1, radius + 1):
-            total.add_(padded.narrow(dim, radius - offset, length), alpha=weights[offset])
-            total.add_(padded.narrow(dim, radius + offset, length), alpha=weights[offset])
-        return total
-
-    padded = torch.nn.functional.pad(pixels.float(), [radius] * 4, mode="reflect")
-    return along(along(padded, -1), -2).round_().to(torch.uint8)
-
-
-_COLOUR = {
-    "brightness": tv.adjust_brightness,
-    "contrast": tv.adjust_contrast,
-    "saturation": tv.adjust_saturation,
-    "hue": shift_hue,
-}
+def apply_view(pixels: UInt8[Tensor, "3 H W"], view: View) -> UInt8[Tensor, "3 S S"]:
+    """Cut a view out of an image and colour it. Resizing comes first: what follows works on the small crop."""
+    crop = cut_view(pixels, view)
+    return colour_one(crop, view.colours()) if view.colours() else crop

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Bool, Float, Int8, Int64
+from jaxtyping import Bool, Float, Int8, Int64, Shaped
 from torch import Tensor
 
+from dinov2_zoo.data.colour import ColourPlan
 from dinov2_zoo.data.drop_path import Kept
 from dinov2_zoo.data.positions import masked_positions
 
@@ -25,11 +26,11 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Batch:
-    """Crops of B images, normalised fp32."""
+    """Crops of B images: 8-bit as they leave the workers, normalised fp32 as training takes them (`data.device`)."""
 
-    global_crops: Float[Tensor, "2 B 3 G G"]
+    global_crops: Shaped[Tensor, "2 B 3 G G"]
     """Both global crops."""
-    local_crops: Float[Tensor, "L B 3 l l"]
+    local_crops: Shaped[Tensor, "L B 3 l l"]
     """Local crops; L may be 0."""
     sample_ids: Int64[Tensor, " B"]
     """Index in the source of the image that each crop was cut from."""
@@ -51,13 +52,17 @@ class Batch:
     """Which sequences of each group pass through each of the student's blocks; None: all."""
     logged: bool = True
     """Whether a line of the log follows its step: what is only looked at need not be computed in others."""
+    colours: tuple[ColourPlan, ...] = ()
+    """What is still to be done to the colours of each group's 8-bit crops, V * B in a row."""
+    seconds: float = 0.0
+    """That one process took to make it."""
 
     def hiding(self, masks: Bool[Tensor, "2 B N"]) -> "Batch":
         """The same batch with these patches hidden from the student, and the loss on them."""
         positions, weights = masked_positions(masks)
         return replace(self, masks=masks, positions=positions, weights=weights)
 
-    def groups(self) -> list[Float[Tensor, "V B 3 S S"]]:
+    def groups(self) -> list[Shaped[Tensor, "V B 3 S S"]]:
         """Crops of one size together: the global ones, and the local ones where there are some."""
         return [self.global_crops, self.local_crops] if len(self.local_crops) else [self.global_crops]
 
@@ -65,19 +70,22 @@ class Batch:
         """What a teacher is given, a group each: the crops, or what it said of them earlier."""
         return self.groups() if self.targets is None else self.targets  # pyright: ignore[reportReturnType]
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """The same batch on `device`, but for the seeds."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory, but for the seeds; torch's DataLoader calls it."""
-        return self._map(Tensor.pin_memory)
-
-    def _map(self, move: Callable[[Tensor], Tensor]) -> "Batch":
+    def map(self, action: Callable[[Tensor], Tensor]) -> "Batch":
+        """The same batch with every tensor but `seeds` as `action` returns it: moved, pinned."""
         names = ("global_crops", "local_crops", "sample_ids", "masks", "positions", "weights")
         tensors = {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
-        moved = {name: move(tensor) for name, tensor in tensors.items()}
-        targets = self.targets and [move(codes) for codes in self.targets]
         return replace(
-            self, **moved, targets=targets, drop_path=self.drop_path and [k.map(move) for k in self.drop_path]
+            self,
+            **{name: action(tensor) for name, tensor in tensors.items()},
+            targets=self.targets and [action(codes) for codes in self.targets],
+            drop_path=self.drop_path and [kept.map(action) for kept in self.drop_path],
+            colours=tuple(plan.map(action) for plan in self.colours),
         )
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """The same batch with all but `seeds` on `device`."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory; torch's DataLoader calls it."""
+        return self.map(Tensor.pin_memory)

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,9 @@ class DecodeError(DataError):
     """One image cannot be decoded; training goes on with another one."""
 
 
-def decode(raw: bytes | Image.Image, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode(
+    raw: bytes | Image.Image, *, max_pixels: int = MAX_PIXELS, scale: Callable[[int, int], int] | None = None
+) -> Image.Image:
     """Decode one image to RGB as a person would see it.
 
     Turns it upright by its EXIF orientation; of an animation takes the first frame; lays transparency over white;
@@ -32,6 +35,8 @@ def decode(raw: bytes | Image.Image, *, max_pixels: int = MAX_PIXELS) -> Image.I
     Args:
         raw: An encoded image, or one that the source has already opened.
         max_pixels: Largest width * height to accept: a small file can claim to be gigabytes of pixels.
+        scale: Given width and height as stored, says how many times smaller the image may come out: 1, 2, 4 or 8. JPEGs
+            do, at a third or less of the time, for fewer of their frequencies are turned into pixels; others do not.
 
     Raises:
         DecodeError: No bytes, not an image, damaged or cut off, larger than `max_pixels`, or of a kind that takes a
@@ -44,6 +49,8 @@ def decode(raw: bytes | Image.Image, *, max_pixels: int = MAX_PIXELS) -> Image.I
         _check_size(*image.size, max_pixels)
         # PIL decodes when asked for pixels, and two threads may ask for those of one image that was given twice.
         with _LOADING if image is raw else contextlib.nullcontext():
+            if scale is not None and image is not raw and image.format in ("JPEG", "MPO"):
+                _shrink(image, scale(*image.size))
             image.load()
         return _rgb(_upright(image))
     except DecodeError:
@@ -82,6 +89,12 @@ def _open(raw: bytes, max_pixels: int) -> Image.Image:
         raise DecodeError(
             f"The file is not an image of a known format (it starts with {raw[:12]!r}): remove it."
         ) from error
+
+
+def _shrink(image: Image.Image, scale: int) -> None:
+    """Let a JPEG be decoded so many times smaller, rounded up to whole pixels."""
+    if scale > 1:
+        image.draft(None, (image.width // scale, image.height // scale))
 
 
 def _develop(raw: bytes, max_pixels: int) -> Image.Image:

@@ -1,19 +1,30 @@
 """Keep some images out of training, so that agreement is measured on photos the student has never seen."""
 
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from PIL import Image
 
+from dinov2_zoo.data.order import EpochOrder
 from dinov2_zoo.data.sources import Source, heldout_source, open_source
 from dinov2_zoo.errors import DataError
 
 
 class Subset:
-    """Some images of a source, in a given order."""
+    """Some images of a source, in a given order.
 
-    def __init__(self, source: Source, indices: list[int]) -> None:
+    Args:
+        source: All images.
+        indices: Those to take; a `range` or another sequence that needs no memory for each will do.
+    """
+
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
         self.source = source
         self.indices = indices
-        self.labels = None if source.labels is None else [source.labels[i] for i in indices]
+        labels = source.labels
+        self.labels = None if labels is None else [labels[i] for i in indices]
         self.classes = source.classes
 
     def __len__(self) -> int:
@@ -26,6 +37,28 @@ class Subset:
     def name(self, index: int) -> str:
         """Name of image number `index` of this subset."""
         return self.source.name(self.indices[index])
+
+
+class AllBut(Sequence[int]):
+    """The numbers 0 to n - 1 without some, in order; only the missing ones take memory.
+
+    Args:
+        length: n.
+        without: The missing ones, sorted.
+    """
+
+    def __init__(self, length: int, without: list[int]) -> None:
+        self._length = length - len(without)
+        # Before each missing number, so many are there.
+        self._before = [number - place for place, number in enumerate(without)]
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < self._length:
+            raise IndexError(index)
+        return index + bisect_right(self._before, index)
 
 
 def split_heldout(source: Source, count: int, seed: int) -> tuple[Source, Source]:
@@ -47,8 +80,9 @@ def split_heldout(source: Source, count: int, seed: int) -> tuple[Source, Source
             f"{len(source)} images are too few to keep {count} out of training: "
             f"use at most {len(source) // 2}, or name other images with evaluation.heldout."
         )
-    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed)).tolist()
-    return Subset(source, sorted(order[count:])), Subset(source, sorted(order[:count]))
+    order = EpochOrder(len(source), "held out", seed)
+    apart = sorted(order[slot] for slot in range(count))
+    return Subset(source, AllBut(len(source), apart)), Subset(source, apart)
 
 
 def keep_out(source: Source, apart: Source | None, count: int, seed: int) -> tuple[Source, Source | None]:

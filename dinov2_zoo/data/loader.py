@@ -8,24 +8,27 @@ With a teacher's stored targets, epoch e is stored epoch e mod E again: the same
 what the teacher said of them.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import torch
-from jaxtyping import Bool, Float, Int8
+from jaxtyping import Bool, Int8, UInt8
 from torch import Tensor
 
 from dinov2_zoo.config import CropConfig, LoaderConfig, MaskConfig
 from dinov2_zoo.data.augment import generator, seed_of
 from dinov2_zoo.data.batch import Batch, Skipped
-from dinov2_zoo.data.crops import multi_crop
-from dinov2_zoo.data.decode import DecodeError, decode
-from dinov2_zoo.data.drop_path import DropPath, Share, draw_kept
+from dinov2_zoo.data.colour import ColourPlan
+from dinov2_zoo.data.crops import MultiCrop, multi_crop
+from dinov2_zoo.data.decode import DecodeError
+from dinov2_zoo.data.device import OnDevice
+from dinov2_zoo.data.drop_path import DropPath, Kept, Share, draw_kept
 from dinov2_zoo.data.finishing import FinishingStage
 from dinov2_zoo.data.masks import block_mask, check_grid, stratified_ratios
 from dinov2_zoo.data.mixing import mix
+from dinov2_zoo.data.order import epoch_order
 from dinov2_zoo.data.positions import sampled_positions
 from dinov2_zoo.data.sources import Source
 from dinov2_zoo.data.workers import MadeAhead
@@ -75,7 +78,8 @@ def train_loader(
     start_step: int = 0,
     steps: int,
     targets: Targets | None = None,
-) -> Iterable[Batch]:
+    device: torch.device | str = "cpu",
+) -> OnDevice:
     """This process's micro-batches for steps `start_step` to `steps` - 1, `accumulate` per step.
 
     Every sample and pixel is the same whatever the number of processes, workers and micro-batches, and after a restart.
@@ -97,6 +101,7 @@ def train_loader(
         start_step: Finished steps.
         steps: Steps of the whole run.
         targets: What a teacher said of these images' crops, for the same `crops` and `seed`; None: nothing is stored.
+        device: Where the batches are to be.
 
     Raises:
         ConfigError: The batch does not divide among processes and micro-batches, or masks cannot be placed.
@@ -118,38 +123,51 @@ def train_loader(
     side = crops.global_size // patch_size
     if masks is not None:
         check_grid(side, masks)
-    return MadeAhead(
-        _Crops(
-            source,
-            crops,
-            loader.batch_size,
-            seed,
-            masks,
-            side,
-            stage=stage,
-            targets=targets,
-            drop_path=drop_path,
-            share=patch_share,
-        ),
-        _Places(len(source), loader.batch_size, accumulate, rank, world_size, start_step, steps),
-        loader.workers,
-        lower="loader.workers or loader.batch_size",
+    device = torch.device(device)
+    make = _Crops(
+        source,
+        crops,
+        loader.batch_size,
+        seed,
+        masks,
+        side,
+        stage=stage,
+        targets=targets,
+        drop_path=drop_path,
+        share=patch_share,
+        coloured=coloured_by_workers(loader, crops, device),
     )
+    places = _Places(len(source), loader.batch_size, accumulate, rank, world_size, start_step, steps)
+    lower = "loader.workers, loader.prefetch or loader.batch_size"
+    made = MadeAhead(make, places, loader.workers, prefetch=loader.prefetch, lower=lower)
+    return OnDevice(made, device)
 
 
 def crops_at(
-    source: Source, crops: CropConfig, places: Sequence[list[Place]], *, seed: int, workers: int
-) -> Iterable[Batch]:
+    source: Source,
+    crops: CropConfig,
+    places: Sequence[list[Place]],
+    *,
+    seed: int,
+    loader: LoaderConfig,
+    device: torch.device | str = "cpu",
+) -> OnDevice:
     """The crops that `train_loader` makes at some places of its line of images, one batch for each list of places."""
-    return MadeAhead(
-        _Crops(source, crops, len(source), seed, None, 0), places, workers, lower="loader.workers or the batch"
-    )
+    device = torch.device(device)
+    coloured = coloured_by_workers(loader, crops, device)
+    make = _Crops(source, crops, len(source), seed, None, 0, coloured=coloured)
+    lower = "loader.workers, loader.prefetch or the batch"
+    return OnDevice(MadeAhead(make, places, loader.workers, prefetch=loader.prefetch, lower=lower), device)
 
 
-@lru_cache(maxsize=2)  # a batch spans two epochs at most
-def epoch_order(length: int, seed: int, epoch: int) -> torch.Tensor:
-    """The order in which an epoch shows the images, int64 [length]."""
-    return torch.randperm(length, generator=generator("order", seed, epoch))
+def coloured_by_workers(loader: LoaderConfig, crops: CropConfig, device: torch.device) -> bool:
+    """Whether the workers colour the crops, or the device does, a batch at a time.
+
+    The device where it is a GPU, if nothing else is asked for; crops that are mixed must have their colours before.
+    """
+    if crops.mix or loader.colours == "workers":
+        return True
+    return loader.colours == "auto" and device.type != "cuda"
 
 
 class _Places:
@@ -181,8 +199,7 @@ class _Sample(NamedTuple):
     """All that a batch has of one image."""
 
     sample_id: int
-    large: Float[Tensor, "2 3 G G"]
-    small: Float[Tensor, "L 3 l l"]
+    crops: MultiCrop
     targets: list[Int8[Tensor, "V F"]] | None
 
 
@@ -202,6 +219,7 @@ class _Crops:
         targets: Targets | None = None,
         drop_path: DropPath | None = None,
         share: float = 1.0,
+        coloured: bool = True,
     ) -> None:
         self.source = source
         self.crops = crops
@@ -213,35 +231,47 @@ class _Crops:
         self.targets = targets
         self.drop_path = drop_path
         self.share = share
+        self.coloured = coloured
 
     def __call__(self, places: list[Place]) -> Batch:
-        config, count = self.crops, len(places)
+        started, config = time.perf_counter(), self.crops
         step, first = divmod(places[0].epoch * len(self.source) + places[0].slot, self.batch_size)
         if self.stage is not None:
             config = replace(config, global_size=self.stage.cut(step, config.global_size))
-        global_crops = torch.empty(2, count, 3, config.global_size, config.global_size)
-        local_crops = torch.empty(config.local_count, count, 3, config.local_size, config.local_size)
-        ids: list[int] = []
-        taught: list[list[Tensor]] = []
         skipped: list[Skipped] = []
-        for i, sample in enumerate(self._samples(places, config, skipped)):
-            global_crops[:, i], local_crops[:, i] = sample.large, sample.small
-            ids.append(sample.sample_id)
-            taught.append(sample.targets or [])
+        samples = self._samples(places, config, skipped)
+        ids = [sample.sample_id for sample in samples]
         seeds = [seed_of("image", self.seed, place.epoch, i) for place, i in zip(places, ids, strict=True)]
-        masks = None if self.masks is None else self._hide(self.masks, step, first, places, ids)
-        targets = None if self.targets is None else [torch.stack(group, 1) for group in zip(*taught, strict=True)]
-        kept = None
-        if self.drop_path is not None:
-            views = [2, config.local_count] if config.local_count else [2]
-            kept = draw_kept(self.drop_path, views, Share(step, first, count, self.batch_size))
-        numbers = torch.tensor(ids), torch.tensor(seeds)
-        batch = Batch(global_crops, local_crops, *numbers, step, None, skipped, targets, drop_path=kept)
-        if masks is not None:
-            return batch.hiding(masks)
-        if self.share < 1:
-            return replace(batch, positions=sampled_positions(batch.seeds, 2, self.side**2, self.share))
-        return batch
+        taught = [sample.targets or [] for sample in samples]
+        batch = Batch(
+            self._stacked([sample.crops.large for sample in samples]),
+            self._stacked([sample.crops.small for sample in samples]),
+            torch.tensor(ids),
+            torch.tensor(seeds),
+            step,
+            skipped=skipped,
+            targets=None if self.targets is None else [torch.stack(group, 1) for group in zip(*taught, strict=True)],
+            drop_path=self._kept(step, first, len(places)),
+            colours=() if self.coloured else _plans([sample.crops for sample in samples]),
+        )
+        if self.masks is not None:
+            batch = batch.hiding(self._hide(self.masks, step, first, places, ids))
+        elif self.share < 1:
+            batch = replace(batch, positions=sampled_positions(batch.seeds, 2, self.side**2, self.share))
+        return replace(batch, seconds=time.perf_counter() - started)
+
+    def _kept(self, step: int, first: int, count: int) -> list[Kept] | None:
+        """The sequences that pass through each of the student's blocks."""
+        if self.drop_path is None:
+            return None
+        views = [2, self.crops.local_count] if self.crops.local_count else [2]
+        return draw_kept(self.drop_path, views, Share(step, first, count, self.batch_size))
+
+    def _stacked(self, crops: list[UInt8[Tensor, "V 3 S S"]]) -> UInt8[Tensor, "V B 3 S S"]:
+        """Crops of all images, with the memory's order that those of each have."""
+        if self.coloured:
+            return torch.stack(crops, 1)
+        return torch.stack([each.permute(0, 2, 3, 1) for each in crops], 1).permute(0, 1, 4, 2, 3)
 
     def _hide(
         self, config: MaskConfig, step: int, first: int, places: list[Place], ids: list[int]
@@ -270,9 +300,9 @@ class _Crops:
             mine, after = found[place], place._replace(slot=(place.slot + 1) % len(self.source))
             other = found.get(after) or self._sample(after, config, [])
             key = self.seed, place.epoch, mine.sample_id
-            large = mix(mine.large, other.large, config.mix, *key, "global")
-            small = mix(mine.small, other.small, config.mix, *key, "local")
-            mixed.append(mine._replace(large=large, small=small))
+            large = mix(mine.crops.large, other.crops.large, config.mix, *key, "global")
+            small = mix(mine.crops.small, other.crops.small, config.mix, *key, "local")
+            mixed.append(mine._replace(crops=mine.crops._replace(large=large, small=small)))
         return mixed
 
     def _sample(self, place: Place, config: CropConfig, skipped: list[Skipped]) -> _Sample:
@@ -281,9 +311,10 @@ class _Crops:
         order = epoch_order(length, self.seed, place.epoch)
         tries = min(MAX_TRIES, length)
         for step in range(tries):
-            sample_id = int(order[(place.slot + step) % length])
+            sample_id = order[(place.slot + step) % length]
+            key = {"seed": self.seed, "epoch": place.epoch, "sample_id": sample_id}
             try:
-                image = decode(self.source.read(sample_id))
+                crops = multi_crop(self.source.read(sample_id), config, **key, coloured=self.coloured)
             except DecodeError as error:
                 skipped.append(Skipped(sample_id, self.source.name(sample_id), str(error)))
                 continue
@@ -292,10 +323,17 @@ class _Crops:
                 if targets is None:
                     skipped.append(Skipped(sample_id, self.source.name(sample_id), UNSTORED))
                     continue
-            crops = multi_crop(image, config, seed=self.seed, epoch=place.epoch, sample_id=sample_id)
-            return _Sample(sample_id, *crops, targets)
+            return _Sample(sample_id, crops, targets)
         last = skipped[-1]
         raise DataError(
             f"{tries} images in a row could not be decoded; the last one is {last.name}: {last.reason} "
             "Check that the images are what and where they should be."
         )
+
+
+def _plans(crops: Sequence[MultiCrop]) -> tuple[ColourPlan, ...]:
+    """What is to be done to a batch's global crops, and to its local ones: all first views, all second ones, ..."""
+    return tuple(
+        ColourPlan.of([steps for view in zip(*group, strict=True) for steps in view])
+        for group in zip(*(each.colours for each in crops), strict=True)
+    )

@@ -5,19 +5,19 @@ A frozen teacher says of any picture what it sees, so pictures need not be natur
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import UInt8
 from torch import Tensor
 
 from dinov2_zoo.data.augment import generator
 
 
 def mix(
-    crops: Float[Tensor, "V 3 S S"], others: Float[Tensor, "V 3 S S"], share: float, *key: int | str
-) -> Float[Tensor, "V 3 S S"]:
+    crops: UInt8[Tensor, "V 3 S S"], others: UInt8[Tensor, "V 3 S S"], share: float, *key: int | str
+) -> UInt8[Tensor, "V 3 S S"]:
     """Mix each view of an image with the same view of another.
 
     Args:
-        crops: Of the image, normalised.
+        crops: Of the image, 0..255, their colours done.
         others: Of the other image.
         share: Probability that a crop is mixed, 0..1; half of those are blended, half are covered in part.
         key: Decides all that is drawn.
@@ -29,13 +29,13 @@ def mix(
 
 
 def _mixed(
-    crop: Float[Tensor, "3 S S"], other: Float[Tensor, "3 S S"], share: float, numbers: torch.Generator
-) -> Float[Tensor, "3 S S"]:
+    crop: UInt8[Tensor, "3 S S"], other: UInt8[Tensor, "3 S S"], share: float, numbers: torch.Generator
+) -> UInt8[Tensor, "3 S S"]:
     chance, blend, part, down, right = torch.rand(5, generator=numbers).tolist()
     if chance >= share:
         return crop
     if blend < 0.5:
-        return torch.lerp(crop, other, part)
+        return torch.lerp(crop.float(), other.float(), part).round_().to(torch.uint8)
     size = crop.shape[-1]
     side = round(size * part**0.5)
     top, left = round(down * (size - side)), round(right * (size - side))

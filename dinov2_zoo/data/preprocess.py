@@ -21,9 +21,14 @@ def to_uint8(image: Image.Image) -> UInt8[Tensor, "3 H W"]:
 
 def normalise(pixels: UInt8[Tensor, "*B 3 H W"]) -> Float[Tensor, "*B 3 H W"]:
     """0..255 to about -2..2.6: divided by 255, then ImageNet's mean and deviation."""
-    scale = torch.tensor([1 / (255 * std) for std in IMAGENET_STD]).view(3, 1, 1)
-    shift = torch.tensor([-mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)]).view(3, 1, 1)
-    return (pixels * scale).add_(shift).contiguous()
+    return normalise_(pixels.to(torch.float32, memory_format=torch.contiguous_format, copy=True))
+
+
+def normalise_(pixels: Float[Tensor, "*B 3 H W"]) -> Float[Tensor, "*B 3 H W"]:
+    """The same of floats, in place. Channel by channel: constants in a tensor would have to be moved to a GPU first."""
+    for channel, (mean, std) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)):
+        pixels[..., channel, :, :].mul_(1 / (255 * std)).add_(-mean / std)
+    return pixels
 
 
 def short_side(size: int) -> int:

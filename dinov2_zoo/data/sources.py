@@ -30,10 +30,13 @@ class Source(Protocol):
     A source that found other files beside its images counts them by kind in `left_out`, a dict; see `describe`.
     """
 
-    labels: list[int] | None
-    """Class number of each image."""
     classes: list[str] | None
     """Names of the classes, if known."""
+
+    @property
+    def labels(self) -> list[int] | None:
+        """Class number of each image."""
+        ...
 
     def __len__(self) -> int:
         """Number of images."""

@@ -1,31 +1,20 @@
 """Images in tar shards (WebDataset's layout), read at random without unpacking.
 
 A shard is a plain tar: files that share a name up to the first dot belong together, as `0001.jpg` and `0001.cls`.
-The members' places are noted once, by reading the headers only; an image is then one seek and one read.
+The members' places are noted once (`tar_index`), by reading the headers only; an image is then one seek and one read.
 """
 
 import glob
 import itertools
 import re
-import tarfile
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+import numpy as np
 
 from dinov2_zoo.data.decode import DecodeError
-from dinov2_zoo.data.formats import kinds_of, no_images, readable_suffixes
+from dinov2_zoo.data.tar_index import open_index
 from dinov2_zoo.errors import DataError
-
-
-@dataclass(frozen=True)
-class _Member:
-    """Where an image lies."""
-
-    shard: int
-    offset: int
-    size: int
-    name: str
 
 
 class TarShards:
@@ -42,25 +31,23 @@ class TarShards:
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._paths = list(paths)
-        self._members: list[_Member] = []
-        labels: list[int | None] = []
-        other: list[str] = []
-        for number, path in enumerate(self._paths):
-            members, found, rest = _index(path, number)
-            self._members += members
-            labels += found
-            other += rest
-        if not self._members:
-            raise no_images(_several(self._paths), other)
-        keys = {_key(member.name) for member in self._members}
-        # Labels and captions of images are theirs, and nothing that was left out.
-        self.left_out = dict(Counter(kinds_of(name for name in other if _key(name) not in keys)))
-        known = [label for label in labels if label is not None]
-        self.labels: list[int] | None = known if len(known) == len(labels) else None
+        self._index = open_index(self._paths, _several(self._paths))
+        self.left_out = self._index.left_out
         self.classes: list[str] | None = None
+        self._labels: list[int] | None = None
+
+    def __reduce__(self) -> tuple[type["TarShards"], tuple[list[Path]]]:
+        return type(self), (self._paths,)  # another process maps the index itself instead of being sent it
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self._index.members)
+
+    @property
+    def labels(self) -> list[int] | None:
+        """Class of each image, if all have one."""
+        if self._labels is None and self._index.labelled:
+            self._labels = self._index.labels.tolist()  # only now: training asks for none
+        return self._labels
 
     def read(self, index: int) -> bytes:
         """The image's bytes.
@@ -68,60 +55,20 @@ class TarShards:
         Raises:
             DecodeError: The shard has gone, or cannot be read.
         """
-        member = self._members[index]
+        member = self._index.members[index]
         try:
-            with self._paths[member.shard].open("rb", buffering=0) as file:
-                file.seek(member.offset)
-                return file.read(member.size)
+            with self._path(index).open("rb", buffering=0) as file:
+                file.seek(int(member["offset"]))
+                return file.read(int(member["size"]))
         except OSError as error:
             raise DecodeError(f"The shard cannot be read ({error}): check that it is still there.") from error
 
     def name(self, index: int) -> str:
         """Shard and member, as in "shards/000.tar/0001.jpg"."""
-        member = self._members[index]
-        return f"{self._paths[member.shard]}/{member.name}"
+        return f"{self._path(index)}/{self._index.name(index)}"
 
-
-def _index(path: Path, number: int) -> tuple[list[_Member], list[int | None], list[str]]:
-    """Images of one shard, the label of each or None, and the names of all other members."""
-    members: list[_Member] = []
-    labels: dict[str, int] = {}
-    other: list[str] = []
-    known = readable_suffixes()
-    try:
-        # "r:" is an uncompressed tar: in a compressed one nothing can be found without unpacking all before it.
-        with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                name = PurePosixPath(info.name)
-                if not info.isreg() or name.name.startswith("."):
-                    continue
-                if name.suffix.lower() in known:
-                    members.append(_Member(number, info.offset_data, info.size, info.name))
-                    continue
-                other.append(info.name)
-                if name.suffix == ".cls" and (file := tar.extractfile(info)) is not None:
-                    labels[_key(info.name)] = _label(file.read(), f"{path}/{info.name}")
-    except FileNotFoundError as error:
-        raise DataError(f"There is no file {path}: check the path.") from error
-    except (tarfile.TarError, OSError) as error:
-        raise DataError(
-            f"{path} cannot be read as an uncompressed tar ({error}): if it is compressed, decompress it; "
-            "if it is cut off, fetch it again."
-        ) from error
-    return members, [labels.get(_key(member.name)) for member in members], other
-
-
-def _key(name: str) -> str:
-    """What the files of one sample share: folder and name up to the first dot."""
-    folder, _, file = name.rpartition("/")
-    return f"{folder}/{file.split('.', 1)[0]}"
-
-
-def _label(raw: bytes, name: str) -> int:
-    try:
-        return int(raw)
-    except ValueError as error:
-        raise DataError(f"{name} holds {raw[:20]!r}, not an integer label: correct it or leave it out.") from error
+    def _path(self, index: int) -> Path:
+        return self._paths[int(np.searchsorted(self._index.ends, index, side="right"))]
 
 
 def expand(text: str) -> list[Path]:

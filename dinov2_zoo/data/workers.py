@@ -32,6 +32,7 @@ class MadeAhead(Generic[T]):
         make: Makes the batch of a list of items. Picklable, for workers that are spawned instead of forked.
         places: Items of each batch.
         workers: Processes; 0: all is made here, when it is asked for.
+        prefetch: Batches that each process makes ahead.
         lower: Settings that take less memory when they are lowered, for the error.
 
     Raises:
@@ -39,13 +40,16 @@ class MadeAhead(Generic[T]):
         ZooError: While iterating: whatever `make` raises for the user.
     """
 
-    def __init__(self, make: Callable[[list[Any]], T], places: Places, workers: int, *, lower: str) -> None:
+    def __init__(
+        self, make: Callable[[list[Any]], T], places: Places, workers: int, *, lower: str, prefetch: int = 2
+    ) -> None:
         self._lower = lower
         self._batches: DataLoader[T | ZooError] = DataLoader(
             _Batches(make),
             batch_sampler=places,  # pyright: ignore[reportArgumentType] (any sized iterable of lists does)
             collate_fn=_as_made,
             num_workers=workers,
+            prefetch_factor=prefetch if workers else None,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_leave_interrupts_to_parent,  # torch itself gives each worker one thread
             generator=torch.Generator(),  # else the loader would draw from, and so move, torch's global generator

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from dinov2_zoo.config import CropConfig, DistillConfig, all_problems
+from dinov2_zoo.config import CropConfig, DistillConfig, LoaderConfig, all_problems
 from dinov2_zoo.config.checks import check
 from dinov2_zoo.data.loader import Place, crops_at
 from dinov2_zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
@@ -53,7 +53,7 @@ def images_fingerprint(source: Source) -> str:
 def probe_crops(source: Source, crops: CropConfig, seed: int) -> dict[str, Tensor]:
     """Crops of the first places of epoch 0, as pixels 0..255, and which images they are of."""
     places = [Place(0, slot) for slot in range(min(PROBES, len(source)))]
-    batch = next(iter(crops_at(source, crops, [places], seed=seed, workers=0)))
+    batch = next(iter(crops_at(source, crops, [places], seed=seed, loader=LoaderConfig(workers=0))))
     found = {"sample_ids": batch.sample_ids, "global": _pixels(batch.global_crops)}
     return found | ({"local": _pixels(batch.local_crops)} if len(batch.local_crops) else {})
 

@@ -122,13 +122,15 @@ def finish(store: TargetStore) -> None:
     write_manifest(store.folder, replace(store.manifest, whole=True))
 
 
-def first_crops(source: Source, config: StoreTargetsConfig, manifest: Manifest) -> Iterator[Float[Tensor, "n 3 G G"]]:
+def first_crops(
+    source: Source, config: StoreTargetsConfig, manifest: Manifest, device: torch.device
+) -> Iterator[Float[Tensor, "n 3 G G"]]:
     """Global crops of the first `fit_images` images of a store; of later epochs too, where one has fewer images."""
     total, size = min(config.fit_images, len(source) * manifest.layout.epochs), config.loader.batch_size
     places = [Place(*divmod(position, len(source))) for position in range(total)]
     parts = [places[first : first + size] for first in range(0, total, size)]
     crops, seed = replace(config.crops, local_count=0), config.runtime.seed
-    for made in crops_at(source, crops, parts, seed=seed, workers=config.loader.workers):
+    for made in crops_at(source, crops, parts, seed=seed, loader=config.loader, device=device):
         yield made.global_crops.flatten(0, 1)
 
 
@@ -161,7 +163,7 @@ def teach_shards(
     code, sha256 = store.code().to(device), manifest.files[CODE]
     lists = [_batches_of(shard, loader.batch_size) for shard in shards]
     places = [part for parts in lists for part in parts]
-    stream = crops_at(source, crops, places, seed=seed, workers=loader.workers)
+    stream = crops_at(source, crops, places, seed=seed, loader=loader, device=device)
     made = guarded(stream, SkipLedger(len(source), loader.max_bad_share))
     for shard, parts in zip(shards, lists, strict=True):
         ids: list[Tensor] = []
@@ -171,8 +173,8 @@ def teach_shards(
             if given is None:
                 raise DataError("The loader ended early: run the same command again, which goes on.")
             list_skipped(store.folder, given.skipped)
-            ids.append(given.sample_ids)
-            codes.append(_codes(given, teach, code, device))
+            ids.append(given.sample_ids.cpu())
+            codes.append(_codes(given, teach, code))
             yield len(given.sample_ids)
         groups = [torch.cat(group) for group in zip(*codes, strict=True)]
         with writing(store.folder):
@@ -186,6 +188,5 @@ def _batches_of(shard: Shard, size: int) -> list[list[Place]]:
 
 
 @torch.inference_mode()
-def _codes(batch: Batch, teach: Teach, code: TokenCode, device: torch.device) -> list[Int8[Tensor, "B V F"]]:
-    groups = [group.to(device, non_blocking=True) for group in batch.groups()]
-    return [code.encode(tokens).transpose(0, 1).cpu() for tokens in teach(groups)]
+def _codes(batch: Batch, teach: Teach, code: TokenCode) -> list[Int8[Tensor, "B V F"]]:
+    return [code.encode(tokens).transpose(0, 1).cpu() for tokens in teach(batch.groups())]

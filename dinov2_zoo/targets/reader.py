@@ -1,15 +1,13 @@
 """What a teacher said of an image's crops, read out of a store by the loader's processes."""
 
 from collections import OrderedDict
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Int8, Int64
+from jaxtyping import Int8
 from torch import Tensor
 
-from dinov2_zoo.data.loader import epoch_order
+from dinov2_zoo.data.order import epoch_order
 from dinov2_zoo.targets.layout import Layout, Shard
 from dinov2_zoo.targets.shards import IDS, codes_of, open_shard
 
@@ -52,7 +50,7 @@ class TargetReader:
         Raises:
             DataError: The shard is gone.
         """
-        slot = int(_slots(self.layout.images, self.seed, epoch)[sample_id])
+        slot = epoch_order(self.layout.images, self.seed, epoch).slot_of(sample_id)
         shard = self.layout.shard_of(epoch, slot)
         row, opened = slot - shard.first, self._open(shard)
         if int(opened.get_slice(IDS)[row : row + 1]) != sample_id:
@@ -65,10 +63,3 @@ class TargetReader:
         if len(self._opened) > OPEN:
             self._opened.popitem(last=False)
         return opened
-
-
-@lru_cache(maxsize=8)
-def _slots(images: int, seed: int, epoch: int) -> Int64[Tensor, " n"]:
-    """Where each image stands in an epoch's order."""
-    order = epoch_order(images, seed, epoch)
-    return torch.empty_like(order).scatter_(0, order, torch.arange(images))

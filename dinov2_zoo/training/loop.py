@@ -6,12 +6,18 @@ from dataclasses import replace
 
 from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.errors import TrainingError
+from dinov2_zoo.training.bottleneck import Bottleneck
 from dinov2_zoo.training.lane import Lane, ask_teacher
 from dinov2_zoo.training.runtime import Runtime
 
 
 def train(
-    runtime: Runtime, lanes: Sequence[Lane], batches: Iterable[Batch], *, stop: Callable[[], bool] = lambda: False
+    runtime: Runtime,
+    lanes: Sequence[Lane],
+    batches: Iterable[Batch],
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    workers: int = 0,
 ) -> None:
     """Train some runs in place from their step to their last one, or until one process is asked to stop.
 
@@ -24,18 +30,23 @@ def train(
         lanes: The runs, at the same step, with as many steps, and micro-batches in each, and with one teacher.
         batches: This process's micro-batches from that step on, `optim.accumulate` per step.
         stop: Whether this process is to stop; if one is, all return after the same step.
+        workers: Processes that make the batches, for a sentence about what takes the time.
 
     Raises:
         TrainingError: No run is left that could go on, or `batches` ended early.
     """
     steps, accumulate = lanes[0].state.config.steps, lanes[0].state.config.accumulate
     running, stream, stopping = list(lanes), iter(batches), False
+    bottleneck = Bottleneck(
+        [lane.state.module for lane in running], runtime.device, workers=workers, say=lanes[0].log.say
+    )
     for lane in running:
         lane.state.module.train()
 
     while (step := running[0].state.step) < steps and not stopping:
         started, waited = time.perf_counter(), 0.0
         micro_batches: list[Batch] = []
+        bottleneck.begin()
         for lane in running:
             lane.begin()
         for _ in range(accumulate):
@@ -45,6 +56,7 @@ def train(
             waited += time.perf_counter() - asked
             if batch is None:
                 raise TrainingError(f"The data ended at step {step} of {steps}: give more, or fewer steps.")
+            bottleneck.mark("data")
             micro_batches.append(batch)
             placed = replace(batch.to(runtime.device, non_blocking=True), logged=lanes[0].log.due(step + 1))
 
@@ -53,12 +65,15 @@ def train(
                 taught = ask_teacher([lane.state.module for lane in running], placed)
             for lane in running:
                 lane.log.skip(batch.skipped)
+                bottleneck.mark("loss")
                 lane.backward(runtime, placed, taught)
+                bottleneck.mark("student")
 
         # -------------------------------------------------------------------- update
         asked_to_stop = stop()
         stopping = any([lane.update(runtime, micro_batches, stop=asked_to_stop) for lane in running])
         running = _sound(running)
+        bottleneck.end(micro_batches)
 
         # -------------------------------------------------------------------- log, checkpoints, measurements
         images = runtime.world_size * sum(len(batch.sample_ids) for batch in micro_batches)

@@ -119,6 +119,7 @@ def train_runs(
             lanes,
             guarded(stream, ledger),
             stop=lambda: bool(stop) or any(writer.failed for writer in writers),
+            workers=config.loader.workers,
         )
         for writer in writers:
             writer.wait()

@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 
 from dinov2_zoo.config import CropConfig
-from dinov2_zoo.data.augment import View, apply_view, draw_box, draw_view, gaussian_blur, generator, shift_hue
+from dinov2_zoo.data.augment import View, apply_view, draw_box, draw_view, generator
 from dinov2_zoo.data.crops import multi_crop
 from dinov2_zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, eval_image, normalise, to_uint8
 
@@ -57,10 +57,10 @@ def test_a_strip_gives_its_central_box_of_legal_aspect(size, box):
 
 
 def test_a_one_pixel_image_gives_crops():
-    large, small = multi_crop(
+    large, small, _ = multi_crop(
         Image.new("RGB", (1, 1), "red"), CropConfig(28, local_size=14), seed=0, epoch=0, sample_id=0
     )
-    assert large.shape == (2, 3, 28, 28) and small.shape == (8, 3, 14, 14) and large.isfinite().all()
+    assert large.shape == (2, 3, 28, 28) and small.shape == (8, 3, 14, 14) and large.dtype == torch.uint8
 
 
 @pytest.mark.parametrize(
@@ -102,20 +102,6 @@ def test_choices_can_be_switched_off_and_on():
     assert all(view.flip and view.jitter and view.grayscale and view.solarize for view in views(1, full)[:200])
 
 
-@pytest.mark.parametrize("sigma", [0.1, 0.6, 2.0])
-def test_fast_blur_is_torchvisions(sigma):
-    pixels = to_uint8(picture())
-    slow = tv.gaussian_blur(pixels, [9, 9], [sigma, sigma])
-    assert (gaussian_blur(pixels, sigma).int() - slow.int()).abs().max() <= 1
-
-
-@pytest.mark.parametrize("turns", [-0.5, -0.1, 0.0, 0.03, 0.1])
-def test_fast_hue_is_torchvisions(turns):
-    levels = torch.arange(0, 256, 17, dtype=torch.uint8)
-    pixels = torch.stack(torch.meshgrid(levels, levels, levels, indexing="ij")).reshape(3, 64, 64)  # greys too
-    assert (shift_hue(pixels, turns).int() - tv.adjust_hue(pixels, turns).int()).abs().max() <= 1
-
-
 def test_a_plain_view_is_the_resized_box_and_each_choice_changes_it():
     pixels = to_uint8(picture())
     box = (5, 8, 50, 60)
@@ -139,10 +125,10 @@ def test_crops_depend_on_their_key_and_on_all_of_it():
     torch.manual_seed(5)
     torch.rand(9)
     again = multi_crop(picture(), config, **key)
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first[:2], again[:2], strict=True))
     for name in key:
         other = multi_crop(picture(), config, **(key | {name: 7}))
-        assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True)), name
+        assert not any(torch.equal(a, b) for a, b in zip(first[:2], other[:2], strict=True)), name
     assert not torch.equal(first[0][0], first[0][1]) and not torch.equal(first[1][0], first[1][1])
 
 

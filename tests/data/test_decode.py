@@ -126,3 +126,43 @@ def test_a_bomb_is_refused_before_its_pixels_are_made():
     header[18:26] = (60_000).to_bytes(4, "little") * 2
     with pytest.raises(DecodeError, match=r"too large.*3600000000 pixels"):
         decode(bytes(header))
+
+
+def stored(size, kind="JPEG", turned=None, **options):
+    """A smooth picture, as a file; `turned`: its EXIF orientation."""
+    rows, columns = np.mgrid[: size[1], : size[0]]
+    waves = np.stack([rows * 255 / size[1], columns * 255 / size[0], 128 + 80 * np.sin(columns / 20)], -1)
+    exif = Image.Exif()
+    if turned:
+        exif[0x0112] = turned
+    return encoded(Image.fromarray(waves.astype(np.uint8)), kind, exif=exif, **options)
+
+
+@pytest.mark.parametrize("turned", [None, 3, 6, 7])
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_a_jpeg_comes_out_smaller_and_upright(scale, turned):
+    assert decode(stored((203, 101)), scale=lambda *_: scale).size == (-(-203 // scale), -(-101 // scale))
+    raw = stored((208, 104), turned=turned, quality=95)
+    whole, small = decode(raw), decode(raw, scale=lambda width, height: scale)
+    assert small.size == tuple(side // scale for side in whole.size)
+    shrunk = whole.resize(small.size, Image.Resampling.BOX)
+    assert np.abs(pixels(small).astype(float) - pixels(shrunk)).mean() < 4
+    assert decode(raw, scale=lambda width, height: 1).size == whole.size
+
+
+def test_the_scale_is_asked_with_the_stored_size_and_other_formats_stay_whole():
+    asked = []
+    decode(stored((203, 101), turned=6), scale=lambda *size: asked.append(size) or 1)
+    assert asked == [(203, 101)]
+    assert decode(stored((64, 48), "PNG"), scale=lambda *_: 2).size == (64, 48)
+    opened = Image.open(io.BytesIO(stored((64, 48))))
+    assert decode(opened, scale=lambda *_: 2).size == (64, 48)  # it may be asked for again, whole
+    grey = encoded(Image.new("L", (64, 48), 77), "JPEG")
+    assert decode(grey, scale=lambda *_: 2).size == (32, 24)
+    assert (pixels(decode(encoded(Image.new("CMYK", (64, 48)), "JPEG"), scale=lambda *_: 4)).shape) == (12, 16, 3)
+
+
+def test_a_small_jpeg_cut_off_is_an_error_too():
+    raw = stored((256, 256), quality=95)
+    with pytest.raises(DecodeError):
+        decode(raw[: len(raw) // 2], scale=lambda *_: 2)

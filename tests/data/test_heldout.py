@@ -105,3 +105,16 @@ def test_a_class_of_one_and_images_without_labels_cannot_be_split():
         split_by_class(Numbers(3), 0.2, seed=0)
     with pytest.raises(DataError, match="no labels"):
         split_by_class(Numbers(3, labelled=False), 0.2, seed=0)
+
+
+def test_what_is_left_to_train_on_takes_memory_for_what_is_held_out_only():
+    source = Numbers(0)
+    source.count, source.labels = 142_000_000, None
+    train, heldout = split_heldout(source, 30, seed=0)
+    apart = [int(name.split()[1]) for name in names(heldout)]
+    assert len(train) == 142_000_000 - 30 and apart == sorted(set(apart)) and apart[-1] > 100_000_000
+    for number in apart:  # its neighbours close the gap
+        place = number - apart.index(number)
+        assert [train.name(place - 1), train.name(place)] == [f"number {number - 1}", f"number {number + 1}"]
+    with pytest.raises(IndexError):
+        train.name(len(train))

@@ -6,6 +6,7 @@ import torch
 from dinov2_zoo.config import CropConfig, LoaderConfig, PretrainConfig
 from dinov2_zoo.data.loader import Place, crops_at, train_loader
 from dinov2_zoo.data.mixing import mix
+from dinov2_zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from dinov2_zoo.data.sources import open_source
 from dinov2_zoo.errors import ConfigError
 
@@ -13,8 +14,9 @@ CROPS = CropConfig(global_size=28, local_size=14, local_count=1, mix=1.0)
 
 
 def drawn(count, share=1.0):
-    """Views of zeros, mixed with views of ones."""
-    return mix(torch.zeros(count, 3, 20, 20), torch.ones(count, 3, 20, 20), share, 0, 1, 2)
+    """Views of zeros, mixed with views of 255; in shares of 255."""
+    zeros = torch.zeros(count, 3, 20, 20, dtype=torch.uint8)
+    return mix(zeros, 255 - zeros, share, 0, 1, 2) / 255
 
 
 def test_half_of_the_mixed_crops_are_blended_and_half_covered_by_a_square():
@@ -34,6 +36,12 @@ def test_the_share_of_mixed_crops_and_none():
     untouched = (drawn(600, 0.3).flatten(1).max(1).values == 0).float().mean()
     assert untouched == pytest.approx(0.7, abs=0.06)
     assert drawn(0).shape == (0, 3, 20, 20)
+
+
+def levels(crops):
+    """Normalised crops back to 0..255."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return ((crops * std + mean) * 255).round().to(torch.uint8)
 
 
 def batches(**more):
@@ -58,11 +66,12 @@ def test_mixtures_follow_from_seed_epoch_and_image_alone():
 def test_the_other_image_is_the_next_of_the_epoch():
     source, plain = open_source("package:photos/train"), CropConfig(global_size=28, local_count=0)
     mixed = CropConfig(global_size=28, local_count=0, mix=1.0)
-    (a,) = crops_at(source, plain, [[Place(0, 4), Place(0, 5)]], seed=3, workers=0)
-    (b,) = crops_at(source, mixed, [[Place(0, 4)]], seed=3, workers=0)
-    (last,) = crops_at(source, mixed, [[Place(0, 29)]], seed=3, workers=0)
-    expected = mix(a.global_crops[:, 0], a.global_crops[:, 1], 1.0, 3, 0, int(b.sample_ids[0]), "global")
-    assert torch.equal(b.global_crops[:, 0], expected)
+    (a,) = crops_at(source, plain, [[Place(0, 4), Place(0, 5)]], seed=3, loader=LoaderConfig(workers=0))
+    (b,) = crops_at(source, mixed, [[Place(0, 4)]], seed=3, loader=LoaderConfig(workers=0))
+    (last,) = crops_at(source, mixed, [[Place(0, 29)]], seed=3, loader=LoaderConfig(workers=0))
+    first, second = (levels(a.global_crops[:, place]) for place in (0, 1))
+    expected = mix(first, second, 1.0, 3, 0, int(b.sample_ids[0]), "global")
+    assert torch.equal(levels(b.global_crops[:, 0]), expected)
     assert not torch.equal(b.global_crops[:, 0], a.global_crops[:, 0])
     assert last.global_crops.isfinite().all()  # behind the last comes the first
 

@@ -24,6 +24,7 @@ DEFAULTS = [
     "--optim.base_lr=0.1",
     "--optim.freeze_last_layer_steps=0",
     "--loader.batch_size=8",
+    "--loader.workers=0",
     "--log.every=1",
     "--runtime.threads=1",
     "--runtime.precision=fp32",

@@ -6,7 +6,6 @@ processes changes anything but speed.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from dinov2_zoo.data.augment import generator
 from dinov2_zoo.data.batch import Skipped
 from dinov2_zoo.data.decode import DecodeError, decode
-from dinov2_zoo.data.loader import epoch_order
+from dinov2_zoo.data.order import epoch_order
 from dinov2_zoo.data.sources import Source
 from dinov2_zoo.data.workers import MadeAhead, usable_cores
 from dinov2_zoo.errors import ConfigError, DataError
@@ -92,12 +91,7 @@ class TrainingOrder:
             yield [self._place(*divmod(position, self._length)) for position in positions]
 
     def _place(self, epoch: int, slot: int) -> Place:
-        return Place(epoch, _order(self._length, epoch)[slot])
-
-
-@lru_cache(maxsize=2)  # as a list, which is faster to look into than a tensor
-def _order(length: int, epoch: int) -> list[int]:
-    return epoch_order(length, SEED, epoch).tolist()
+        return Place(epoch, epoch_order(self._length, SEED, epoch)[slot])
 
 
 def read_ahead(make: Make[T], batches: Sequence[list[Place]] | TrainingOrder, workers: int) -> Iterator[T]:
