@@ -62,14 +62,14 @@ class Row:
     steps: int | None = None
     """Fixed; None: as many as the budget allows."""
     before: tuple[str, ...] = ()
-    """A command of `dinov2-zoo` that goes first and counts, {folder} and {train} filled in; also in `options`."""
+    """A recipe that goes first and counts, {folder} and {train} filled in; also in `options`."""
 
 
 # A start without steps: one, at a rate that changes nothing.
 NO_STEPS = ("--relative_lr", "1e-12", "--optim.warmup_steps", "0", "--guard", "false")
 RANDOM = ("--student", f"timm:{lightly.STUDENT}", "--init", "random", "--optim.base_lr", "2e-3")
 STORE = (
-    "store-targets", "{train}", "--to", "{folder}-targets", "--teacher", TEACHER, "--epochs", "2",
+    str(HERE.parent / "recipes/store_targets.py"), "{train}", "--to", "{folder}-targets", "--teacher", TEACHER, "--epochs", "2",
     "--crops.global_size", str(SIZE), "--loader.workers", "0", "--runtime.threads", "1", "--runtime.precision", "bf16",
     "--runtime.seed", "{seed}",
 )  # fmt: skip
@@ -123,7 +123,7 @@ class Training:
         flags = [f"--{key}={value}" for key, value in fixed.items()] + [filled(word, fill) for word in row.options]
         commands = [[python, str(HERE.parent / "recipes/distill.py"), str(self.train), *flags]]
         if row.before:
-            commands.insert(0, [python, "-m", "dinov2_zoo.cli", *(filled(word, fill) for word in row.before)])
+            commands.insert(0, [python, *(filled(word, fill) for word in row.before)])
         return commands
 
     def __call__(self, folder: Path, steps: int, seed: int) -> float:

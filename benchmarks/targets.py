@@ -173,7 +173,7 @@ def loss_of_agreement(options: argparse.Namespace) -> None:
     found: dict[tuple[int, int], list[tuple[float, ...]]] = {}
     for seed in options.seeds:
         seeded = replace(config, runtime=replace(config.runtime, seed=seed))
-        crops = list(first_crops(images, seeded, plan_store(seeded, teacher, images, None)))
+        crops = list(first_crops(images, seeded, plan_store(seeded, teacher, images, None), torch.device("cpu")))
         said = [teach(part) for part in crops]  # once for all codes
         for share in options.shares:
             directions = dim // share

@@ -116,6 +116,11 @@ class LoaderConfig:
         check(self.prefetch >= 1, "loader.prefetch must be at least 1.")
         check(0 <= self.max_bad_share <= 1, "loader.max_bad_share is a share: use 0 to 1.")
 
+    def colours_by(self, device: str, crops: CropConfig) -> Literal["workers", "device"]:
+        """`colours`, settled for a device, "cuda" or "cpu"."""
+        by_device = self.colours == "device" or (self.colours == "auto" and device == "cuda")
+        return "device" if by_device and not crops.mix else "workers"
+
 
 @dataclass(frozen=True)
 class MaskConfig:

@@ -104,7 +104,8 @@ def settle_data(config: C, images: int, *, apart: bool, hardware: Hardware) -> C
     workers = decoding_workers(loader.workers, hardware)
     if is_auto(evaluation.size):
         evaluation = dataclasses.replace(evaluation, size=config.crops.global_size)
-    loader = dataclasses.replace(loader, batch_size=batch, workers=workers)
+    colours = loader.colours_by(hardware.device, config.crops)
+    loader = dataclasses.replace(loader, batch_size=batch, workers=workers, colours=colours)
     if isinstance(config, DistillConfig) and not config.students:  # of several, each has its own
         config = dataclasses.replace(config, precondition=config.preconditions)
     return dataclasses.replace(config, loader=loader, evaluation=evaluation)

@@ -135,7 +135,7 @@ def train_loader(
         targets=targets,
         drop_path=drop_path,
         share=patch_share,
-        coloured=coloured_by_workers(loader, crops, device),
+        coloured=loader.colours_by(device.type, crops) == "workers",
     )
     places = _Places(len(source), loader.batch_size, accumulate, rank, world_size, start_step, steps)
     lower = "loader.workers, loader.prefetch or loader.batch_size"
@@ -154,20 +154,10 @@ def crops_at(
 ) -> OnDevice:
     """The crops that `train_loader` makes at some places of its line of images, one batch for each list of places."""
     device = torch.device(device)
-    coloured = coloured_by_workers(loader, crops, device)
+    coloured = loader.colours_by(device.type, crops) == "workers"
     make = _Crops(source, crops, len(source), seed, None, 0, coloured=coloured)
     lower = "loader.workers, loader.prefetch or the batch"
     return OnDevice(MadeAhead(make, places, loader.workers, prefetch=loader.prefetch, lower=lower), device)
-
-
-def coloured_by_workers(loader: LoaderConfig, crops: CropConfig, device: torch.device) -> bool:
-    """Whether the workers colour the crops, or the device does, a batch at a time.
-
-    The device where it is a GPU, if nothing else is asked for; crops that are mixed must have their colours before.
-    """
-    if crops.mix or loader.colours == "workers":
-        return True
-    return loader.colours == "auto" and device.type != "cuda"
 
 
 class _Places:

@@ -97,6 +97,21 @@ def test_mixed_crops_get_their_colours_before():
     assert torch.equal(one.global_crops, other.global_crops) and torch.equal(one.local_crops, other.local_crops)
 
 
+def test_a_gpu_does_colours_unless_they_are_asked_of_others_or_crops_are_mixed():
+    plain, mixed = CropConfig(), CropConfig(mix=0.5)
+    by = {
+        (asked, device): LoaderConfig(colours=asked).colours_by(device, plain)
+        for asked in ("auto", "workers", "device")
+        for device in ("cuda", "cpu")
+    }
+    assert [who for who, found in by.items() if found == "device"] == [
+        ("auto", "cuda"),
+        ("device", "cuda"),
+        ("device", "cpu"),
+    ]
+    assert LoaderConfig(colours="device").colours_by("cuda", mixed) == "workers"
+
+
 def test_no_operation_waits_for_a_gpu():
     """A fake tensor on CUDA raises where a value, or a shape that depends on one, is asked for."""
     plans = ColourPlan.of(drawn(12)), ColourPlan.of(drawn(18, view=2))
