@@ -69,9 +69,9 @@ class Row:
 NO_STEPS = ("--relative_lr", "1e-12", "--optim.warmup_steps", "0", "--guard", "false")
 RANDOM = ("--student", f"timm:{lightly.STUDENT}", "--init", "random", "--optim.base_lr", "2e-3")
 STORE = (
-    str(HERE.parent / "recipes/store_targets.py"), "{train}", "--to", "{folder}-targets", "--teacher", TEACHER, "--epochs", "2",
-    "--crops.global_size", str(SIZE), "--loader.workers", "0", "--runtime.threads", "1", "--runtime.precision", "bf16",
-    "--runtime.seed", "{seed}",
+    str(HERE.parent / "recipes/store_targets.py"), "{train}", "--to", "{folder}-targets",
+    "--teacher", TEACHER, "--epochs", "2", "--crops.global_size", str(SIZE),
+    "--loader.workers", "0", "--runtime.threads", "1", "--runtime.precision", "bf16", "--runtime.seed", "{seed}",
 )  # fmt: skip
 ROWS = (
     Row("untrained vitti14_reg4", "untrained"),
