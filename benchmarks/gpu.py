@@ -177,7 +177,7 @@ def _step(teacher: str, student: str, *, chip: Chip, tiny: bool) -> Found:
     config, shape = shapes_of(settled(asked, processes))
     with Runtime(config.runtime) as runtime:
         (module,) = build(config, shape)
-        batch = micro_batch(config, patch=14, processes=1)
+        batch = micro_batch(config, module, processes=1)
         lane = make_ready(config, module, runtime, batch)
         first_update(lane.state)
 

@@ -1,6 +1,6 @@
 """What the loader hands to the training loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -89,3 +89,8 @@ class Batch:
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory; torch's DataLoader calls it."""
         return self.map(Tensor.pin_memory)
+
+
+def seeds_of(batches: Sequence[Batch]) -> Int64[Tensor, " B"]:
+    """The seeds of some batches, one after the other; on the CPU, as they are."""
+    return torch.cat([batch.seeds for batch in batches]) if len(batches) > 1 else batches[0].seeds

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dinov2_zoo.config import FinishConfig, ObjectiveConfig
-from dinov2_zoo.data.batch import Batch
+from dinov2_zoo.data.batch import Batch, seeds_of
 from dinov2_zoo.data.finishing import FinishingStage, resized
 from dinov2_zoo.errors import ConfigError
 from dinov2_zoo.models.branch import Branch
@@ -113,7 +113,7 @@ class Distillation(nn.Module):
         """
         outputs = joined(student), joined(taught)
         if isinstance(self.objective, FeaturesObjective):
-            return self.objective(*outputs, torch.cat([batch.seeds for batch in batches]))
+            return self.objective(*outputs, seeds_of(batches))
         return self.objective(*outputs, teacher_temperature=self.config.prototypes.teacher_temperature)
 
     @property

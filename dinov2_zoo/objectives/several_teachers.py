@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dinov2_zoo.config import ObjectiveConfig, TeachersConfig
 from dinov2_zoo.data.augment import generator
-from dinov2_zoo.data.batch import Batch
+from dinov2_zoo.data.batch import Batch, seeds_of
 from dinov2_zoo.models.branch import Branch, Crops
 from dinov2_zoo.models.teacher_view import TeacherView
 from dinov2_zoo.models.tokens import BranchOutput, joined
@@ -130,7 +130,7 @@ class SeveralTeachers(Distillation):
             student: From `look`, one for each.
             taught: From `teach`, one for each.
         """
-        outputs, seeds = joined(student), torch.cat([batch.seeds for batch in batches])
+        outputs, seeds = joined(student), seeds_of(batches)
         lessons = self.lessons()
         found = {
             number: lessons[number].objective(of_teacher(outputs, number), joined([t[number] for t in taught]), seeds)

@@ -4,12 +4,16 @@ import dataclasses
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dinov2_zoo.config import DistillConfig, PretrainConfig
 from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.data.loader import train_loader
+from dinov2_zoo.objectives.self_distillation import SelfDistillation
+
+PATCH = 14
+"""Side of a patch, pixels, of networks that name none."""
 
 
 class GreyImages:
@@ -38,12 +42,12 @@ class GreyImages:
         return f"grey image {index}"
 
 
-def micro_batch(config: PretrainConfig | DistillConfig, *, patch: int, processes: int) -> Batch:
+def micro_batch(config: PretrainConfig | DistillConfig, module: nn.Module, *, processes: int) -> Batch:
     """The first process's first micro-batch of the run's last step, in real numbers.
 
     Args:
         config: Settled.
-        patch: Side of a patch, pixels.
+        module: Of the run: its patches, and what its stochastic depth leaves out.
         processes: Of the run.
     """
     steps = config.optim.steps
@@ -56,7 +60,10 @@ def micro_batch(config: PretrainConfig | DistillConfig, *, patch: int, processes
                 loader,
                 seed=config.runtime.seed,
                 masks=config.masks if isinstance(config, PretrainConfig) else None,
-                patch_size=patch,
+                drop_path=module.drop_path(config.runtime.seed) if isinstance(module, SelfDistillation) else None,
+                patch_share=config.objective.patch_share if isinstance(config, DistillConfig) else 1.0,
+                # A timm student may have no patches; no masks are drawn for it.
+                patch_size=getattr(module.get_submodule("student.backbone"), "patch_size", PATCH),
                 accumulate=config.optim.accumulate,
                 world_size=processes,
                 start_step=steps - 1,

@@ -15,7 +15,7 @@ from dinov2_zoo.config import DistillConfig, PretrainConfig
 from dinov2_zoo.config.auto import is_auto
 from dinov2_zoo.config.settle import Hardware, settle_data
 from dinov2_zoo.data.batch import Batch
-from dinov2_zoo.simulation.batch import as_fake, micro_batch
+from dinov2_zoo.simulation.batch import PATCH, as_fake, micro_batch
 from dinov2_zoo.simulation.ledger import Ledger
 from dinov2_zoo.simulation.networks import build, shapes_of
 from dinov2_zoo.simulation.runtime import Processes, SimulatedRuntime, process_group
@@ -97,7 +97,7 @@ def simulate(config: PretrainConfig | DistillConfig, processes: Processes) -> St
         runtime = SimulatedRuntime(config.runtime, processes, watch)
         with mode:
             modules = build(config, shape)
-        real = micro_batch(config, patch=_patch(modules[0]), processes=processes.count)
+        real = micro_batch(config, modules[0], processes=processes.count)
         with ledger.following_resizes(), mode, watch:
             batch, inputs = as_fake(real, mode)
             lanes = [
@@ -113,11 +113,6 @@ def simulate(config: PretrainConfig | DistillConfig, processes: Processes) -> St
             with _phases(watch, lanes):
                 train(runtime, lanes, [batch] * config.optim.accumulate)
     return Step(config, processes, ledger.peak, ledger.at_peak(), ledger.where, held, watch.works, watch.collectives)
-
-
-def _patch(module: nn.Module) -> int:
-    """Side of a patch, pixels; of a timm student, for which no masks are drawn, any."""
-    return getattr(module.get_submodule("student.backbone"), "patch_size", PATCH)
 
 
 def make_ready(config: PretrainConfig | DistillConfig, module: nn.Module, runtime: Runtime, batch: Batch) -> Lane:

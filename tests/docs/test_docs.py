@@ -163,7 +163,7 @@ def launched(words):
 
 
 def test_settings_that_are_mentioned_exist():
-    names = {"help", "version", "print_config", "quiet", "config_file", "foreground"}  # some are accelerate's
+    names = {"help", "version", "print_config", "quiet", "config_file", "foreground", "costs"}  # of accelerate, too
     for config in (DistillConfig, PretrainConfig, EvaluateConfig, StoreTargetsConfig, PlanConfig):
         names |= set(option_names(config_parser(config, usage="", resumes=True)))
     for function in COMMANDS.values():

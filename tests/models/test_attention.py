@@ -11,10 +11,11 @@ from timm.layers import Attention as TimmAttention
 from torch.nn.attention import varlen as torch_varlen
 from torch.utils.checkpoint import checkpoint
 
+from dinov2_zoo.data.drop_path import DropPath, Share, draw_kept
 from dinov2_zoo.models import attention, vision_transformer
 from dinov2_zoo.models.attention import Attention, choose, fault_of, sdpa, varlen, xformers
 from dinov2_zoo.models.packing import Packing
-from dinov2_zoo.models.stochastic_depth import draw_subsets
+from dinov2_zoo.models.stochastic_depth import subsets_of
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LENGTHS = [5, 5, 1, 1, 1, 4]
@@ -185,7 +186,8 @@ def test_compiled_blocks_hold_no_break(like_cuda):
 def test_subsets_of_sequences_are_attended_by_the_same_kernel(like_cuda, monkeypatch):
     torch.manual_seed(0)
     model, images = tiny.backbone(16), [torch.randn(4, 3, 28, 28), torch.randn(6, 3, 14, 14)]
-    subsets = draw_subsets(torch.arange(2), (2, 3), model.packing(images), depth=2, rate=0.5, device=CPU)
+    kept = draw_kept(DropPath(0.5, 2, 0), (2, 3), Share(0, 0, 2, 2))
+    subsets = subsets_of(kept, model.packing(images))
     with torch.no_grad():
         found = model.tokens(images, subsets=subsets)
         assert [packing.groups for packing in like_cuda[1:]] == [((4, 17), (6, 5)), ((2, 17), (3, 5))]

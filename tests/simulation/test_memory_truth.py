@@ -19,7 +19,7 @@ def allocated_at_most(config):
     config, shape = shapes_of(settled(config, ON_CPU))
     with Runtime(config.runtime) as runtime:
         modules = build(config, shape)
-        batch = micro_batch(config, patch=14, processes=1)
+        batch = micro_batch(config, modules[0], processes=1)
         lanes = [make_ready(c, m, runtime, batch) for c, m in zip(config.each(), modules, strict=True)]
         for lane in lanes:
             first_update(lane.state)

@@ -88,12 +88,12 @@ def rows(whole, rank, world, drop_path=None):
     share, views = len(whole.sample_ids) // world, [len(group) for group in whole.groups()]
     first = rank * share
     mine = slice(first, first + share)
-    return Batch(
+    part = Batch(
         whole.global_crops[:, mine],
         whole.local_crops[:, mine],
         whole.sample_ids[mine],
         whole.seeds[mine],
         whole.step,
-        None if whole.masks is None else whole.masks[:, mine],
         drop_path=drop_path and draw_kept(drop_path, views, Share(whole.step, first, share, share * world)),
     )
+    return part if whole.masks is None else part.hiding(whole.masks[:, mine])

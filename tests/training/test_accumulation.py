@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from dinov2_zoo.config import FeaturesConfig, ObjectiveConfig, PrototypesConfig, SelfDistillationConfig, TeachersConfig
 from dinov2_zoo.data.finishing import FinishingStage
+from dinov2_zoo.data.positions import sampled_positions
 from dinov2_zoo.models.branch import Branch
 from dinov2_zoo.models.heads import FeatureProjector
 from dinov2_zoo.models.students import TimmStudent
@@ -36,8 +37,8 @@ def prototypes(centering, share=1.0):
 
 
 def features(**weights):
-    more = {"queue_size": 20, "neighbour_patches": 3}
-    return tiny.features(ObjectiveConfig(features=FeaturesConfig(**weights, **more)))
+    alone = {"gram_weight": 0.0, "class_gram_weight": 0.0, "queue_size": 20, "neighbour_patches": 3}
+    return tiny.features(ObjectiveConfig(features=FeaturesConfig(**(alone | weights))))
 
 
 def finishing():
@@ -75,7 +76,11 @@ CASES = {
 def pieces(module, step, count):
     whole = dataclasses.replace(tiny.masked_batch(images=IMAGES, seed=step), step=step)
     drop_path = module.drop_path(5) if hasattr(module, "drop_path") else None
-    return [tiny.rows(whole, i, count, drop_path) for i in range(count)]
+    if not isinstance(module, Distillation):
+        return [tiny.rows(whole, i, count, drop_path) for i in range(count)]
+    parts = [tiny.rows(dataclasses.replace(whole, masks=None), i, count) for i in range(count)]
+    share, patches = module.config.patch_share, whole.masks.shape[2]
+    return [dataclasses.replace(part, positions=sampled_positions(part.seeds, 2, patches, share)) for part in parts]
 
 
 def step_of(module, step, accumulate):

@@ -72,6 +72,11 @@ def fitting_heads():
     return module
 
 
+def pretraining_batch():
+    """With the sequences that stay in stochastic depth."""
+    return tiny.rows(tiny.masked_batch(), 0, 1, pretraining().drop_path(0))
+
+
 def recomputing():
     module = pretraining()
     module.student.backbone.checkpoint_blocks = True
@@ -118,10 +123,10 @@ CASES = {
     "prototypes, EMA centres": (lambda: prototypes(EMA), tiny.batch),
     "prototypes, some patches": (lambda: prototypes(patch_share=0.5), sampled_batch),
     "prototypes, high resolution": (prototypes, lambda: larger(tiny.batch())),
-    "pretraining": (pretraining, tiny.masked_batch),
-    "pretraining, EMA centres, tied heads": (lambda: pretraining(EMA, tied=True), tiny.masked_batch),
-    "pretraining, recomputed blocks": (recomputing, tiny.masked_batch),
-    "pretraining, high resolution": (pretraining, lambda: larger(tiny.masked_batch())),
+    "pretraining": (pretraining, pretraining_batch),
+    "pretraining, EMA centres, tied heads": (lambda: pretraining(EMA, tied=True), pretraining_batch),
+    "pretraining, recomputed blocks": (recomputing, pretraining_batch),
+    "pretraining, high resolution": (pretraining, lambda: larger(pretraining_batch())),
     "fitting heads": (fitting_heads, tiny.masked_batch),
 }
 
