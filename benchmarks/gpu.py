@@ -84,14 +84,14 @@ def rates(tiny: bool, _: Found) -> Found:
     found = {"copy_gb_per_s": 2 * x.nbytes / seconds(lambda: y.copy_(x)) / 1e9}
     side = 256 if tiny else 8192
     for name, dtype, precision in (
-        ("bf16", torch.bfloat16, "highest"),
-        ("tf32", torch.float32, "high"),
-        ("fp32", torch.float32, "highest"),
+        ("bf16", torch.bfloat16, "ieee"),
+        ("tf32", torch.float32, "tf32"),
+        ("fp32", torch.float32, "ieee"),
     ):
         a = torch.randn(side, side, device=DEVICE, dtype=dtype)
-        torch.set_float32_matmul_precision(precision)
+        torch.backends.cuda.matmul.fp32_precision = precision
         found[name] = 2 * side**3 / seconds(lambda a=a: a @ a) / 1e12
-        torch.set_float32_matmul_precision("highest")
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
     return found
 
 

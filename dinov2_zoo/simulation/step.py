@@ -32,7 +32,6 @@ MANY = 10**9
 """Images in the source, and steps of the log: more than are asked for."""
 STEPS = 1000
 """Of a run whose length is not settled; no step costs more than another."""
-PATCH = 14
 
 
 @dataclass(frozen=True)

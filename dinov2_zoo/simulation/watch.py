@@ -191,6 +191,6 @@ def _tensors(values: Any) -> list[Tensor]:
 def _precision(tensors: Sequence[Tensor]) -> Precision:
     """In which products of these run on a GPU."""
     dtype = tensors[0].dtype if tensors else torch.float32
-    if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+    if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
         return "tf32"
     return DTYPES.get(dtype, "fp32")

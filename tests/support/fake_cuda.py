@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dinov2_zoo.models import attention
+from dinov2_zoo.objectives.kernels import choice
 
 COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 ASKING = (torch.ops.prim.device.default, torch.ops.aten.lift_fresh.default)
@@ -42,9 +43,10 @@ class Waits(TorchDispatchMode):
 def fake_cuda(monkeypatch):
     """Within it tensors are fake, and "cuda" is a device with bf16.
 
-    Attention goes group by group, for there is no kernel to try.
+    Attention goes group by group and losses chunk by chunk, for there are no kernels to try.
     """
     monkeypatch.setattr(attention, "choose", lambda *_: None)
+    monkeypatch.setattr(choice, "tile_for", lambda *_: None)
     # Without a device torch switches autocast off, with a warning.
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)

@@ -115,7 +115,8 @@ def batches(runtime, start=0, kind=None):
             mine = slice(first, first + share)
             kept = drop_path and draw_kept(drop_path, (2, 1), Share(step, first, share, IMAGES))
             images = large[:, mine], small[:, mine], ids[mine], ids[mine]
-            yield Batch(*images, step, drop_path=kept).hiding(masks[:, mine])
+            batch = Batch(*images, step, drop_path=kept)
+            yield batch.hiding(masks[:, mine]) if kind == "pretrain" else batch
 
 
 def start(runtime, kind, seed=0):
