@@ -129,6 +129,7 @@ class Training:
     def __call__(self, folder: Path, steps: int, seed: int) -> float:
         """Train; returns CPU seconds."""
         shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(f"{folder}-targets", ignore_errors=True)  # each training pays for its own
         folder.parent.mkdir(parents=True, exist_ok=True)
         log = folder.with_suffix(".log")
         log.unlink(missing_ok=True)

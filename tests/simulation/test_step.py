@@ -77,9 +77,9 @@ def test_hybrid_sharding_speaks_within_copies_and_across_them():
 def test_accumulation_and_checkpointing_take_less(alone):
     halves = simulate(pretraining(accumulate=2), Processes(1))
     assert halves.images == 4 and halves.peak < alone.peak
-    assert halves.flops == pytest.approx(alone.flops, rel=0.03)
+    assert 1.2 < halves.flops / alone.flops < 1.4  # one more forward pass of the student
     again = simulate(pretraining(activation_checkpointing=True), Processes(1))
-    assert again.peak < 0.7 * alone.peak and again.flops > 1.15 * alone.flops
+    assert again.peak < 0.8 * alone.peak and again.flops > 1.15 * alone.flops
 
 
 def test_a_distillation_has_a_teacher():
@@ -183,8 +183,8 @@ def test_remedies_are_tried_until_one_fits(alone, monkeypatch):
     def card(room):
         return dataclasses.replace(CARD, memory=(room / GIB + 1) / 0.95)
 
-    (first,) = try_remedies(pretraining(), Processes(1), card(0.7 * alone.peak))
-    assert first.change == CHECKPOINT and first.step.peak < 0.7 * alone.peak
+    (first,) = try_remedies(pretraining(), Processes(1), card(0.8 * alone.peak))
+    assert first.change == CHECKPOINT and first.step.peak < 0.8 * alone.peak
     steps = {"step": SimpleNamespace(peak=1.0)}
     monkeypatch.setattr(remedies, "simulate", lambda config, processes: steps["step"])
     found = [trial.change for trial in try_remedies(pretraining(), Processes(2), card(0))]
