@@ -90,7 +90,7 @@ class Runtime:
         self._fsdp = FullyShardedDataParallelPlugin() if flag("ACCELERATE_USE_FSDP") else None
         self.precision = choose_precision(config.precision, self.device)
         # As torch has it, convolutions (patch embeddings are some) would take TF32 where fp32 was asked for.
-        torch.backends.cudnn.conv.fp32_precision = "ieee" if self.precision == "fp32" else "tf32"
+        torch.backends.cudnn.allow_tf32 = self.precision != "fp32"
         self.cores = max(1, usable_cores() // self._local_processes())
         self.threads = config.threads or self.cores
         # `accelerate launch` sets OMP_NUM_THREADS=1, which would leave all cores but one idle.

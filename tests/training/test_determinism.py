@@ -26,7 +26,7 @@ def told():
         yield runtime
     torch.use_deterministic_algorithms(False)
     torch.utils.deterministic.fill_uninitialized_memory = True
-    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    torch.backends.cudnn.allow_tf32 = True
     os.environ.clear()
     os.environ.update(before)
 
@@ -54,9 +54,9 @@ def test_it_is_off_unless_asked_for():
 
 
 def test_fp32_is_fp32_in_convolutions_too(told):
-    assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+    assert not torch.backends.cudnn.allow_tf32
     with Runtime(RuntimeConfig(cpu=True, precision="bf16")):
-        assert torch.backends.cudnn.conv.fp32_precision == "tf32"  # what is left in fp32 there may be fast
+        assert torch.backends.cudnn.allow_tf32  # what is left in fp32 there may be fast
 
 
 EVERYTHING = FeaturesConfig(gram_weight=1.0, class_gram_weight=1.0, neighbour_weight=0.5, neighbour_patches=3)
