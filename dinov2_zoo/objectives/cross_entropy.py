@@ -6,12 +6,11 @@ The logarithm does not depend on g, so a view that is matched with several of th
 distributions in one product.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dinov2_zoo.objectives.known_gradients import Computed, with_known_gradients
 from dinov2_zoo.objectives.precision import with_tf32_products
 from dinov2_zoo.objectives.targets import Targets
 
@@ -66,56 +65,35 @@ def chunked_cross_entropy(
         weights: As above.
         chunk: The student's tokens at a time; all views of an image are in one chunk.
     """
-    loss: Tensor = _Chunked.apply(views, prototypes, targets, pairs, temperature, weights, chunk)  # pyright: ignore[reportAssignmentType]
-    return loss
+    count, images = views.shape[:2]
+    weights = views.new_ones(images) if weights is None else weights
 
-
-class _Chunked(torch.autograd.Function):
-    """The gradient with respect to logits is weight (mass * softmax - target), mass = sum_g pairs_vg: all is at hand.
-
-    Everything that scales a row (1 / T, weights) is applied to vectors of width d, not to the K logits. The matrices
-    are written in place, because fresh memory costs the CPU more than what is computed in it.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        views: Tensor,
-        prototypes: Tensor,
-        targets: Targets,
-        pairs: Tensor,
-        temperature: float,
-        weights: Tensor | None,
-        chunk: int,
-    ) -> Tensor:
-        count, images = views.shape[:2]
+    # The gradient with respect to logits is weight (mass * softmax - target), mass = sum_g pairs_vg: all is at hand.
+    # Everything that scales a row (1 / T, weights) is applied to vectors of width d, not to the K logits. The matrices
+    # are written in place, because fresh memory costs the CPU more than what is computed in it.
+    def compute(views: Tensor, prototypes: Tensor) -> Computed:
         goals = (targets.bottleneck / targets.temperature).unflatten(0, (pairs.shape[1], images))
-        weights = views.new_ones(images) if weights is None else weights
-        if single := pairs.numel() == 1:  # then how much it counts is a matter of weights, and no matrix is scaled
-            weights, pairs = weights * pairs[0], torch.ones_like(pairs)
+        # Of a single pair, how much it counts is a matter of weights, and no matrix is scaled.
+        single = pairs.numel() == 1
+        each, masses = (weights * pairs[0], torch.ones_like(pairs)) if single else (weights, pairs)
         step = min(images, max(1, chunk // count))
-        rows = step * max(pairs.shape)
-        room = views.new_empty(3, rows, len(prototypes))
+        room = views.new_empty(3, step * max(pairs.shape), len(prototypes))
         loss = views.new_zeros(())
         d_views, d_prototypes = torch.empty_like(views), torch.zeros_like(prototypes)
         for start in range(0, images, max(1, step)):
             some = slice(start, start + step)
-            z, goal, weight = views[:, some].flatten(0, 1) / temperature, goals[:, some], weights[some].repeat(count)
+            z, goal, weight = views[:, some].flatten(0, 1) / temperature, goals[:, some], each[some].repeat(count)
             logits, log_p, target = room[:, : len(z)].unbind()
             _targets(goal, targets, None if single else pairs, room, out=target)
             torch.log_softmax(torch.mm(z, prototypes.T, out=logits), 1, out=log_p)
             loss -= torch.dot(torch.mul(target, log_p, out=logits).sum(1), weight)
-            mass = pairs.sum(1).repeat_interleave(goal.shape[1])
+            mass = masses.sum(1).repeat_interleave(goal.shape[1])
             less = torch.addcmul(target, log_p.exp_(), mass[:, None], value=-1, out=logits)  # target - mass * softmax
             d_views[:, some] = ((less @ prototypes) * (-weight[:, None] / temperature)).unflatten(0, (count, -1))
             d_prototypes.addmm_(less.T, z * weight[:, None], alpha=-1)
-        ctx.save_for_backward(d_views, d_prototypes)
-        return loss
+        return loss, d_views, d_prototypes
 
-    @staticmethod
-    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, ...]:
-        d_views, d_prototypes = ctx.saved_tensors
-        return d_views * grad[0], d_prototypes * grad[0], None, None, None, None, None
+    return with_known_gradients(compute, views, prototypes)
 
 
 def _targets(

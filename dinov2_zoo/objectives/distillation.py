@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dinov2_zoo.config import FinishConfig, ObjectiveConfig
 from dinov2_zoo.data.batch import Batch, seeds_of
@@ -21,6 +21,7 @@ from dinov2_zoo.models.teacher_view import TeacherView
 from dinov2_zoo.models.tokens import BranchOutput, joined
 from dinov2_zoo.objectives.features import FeaturesObjective
 from dinov2_zoo.objectives.prototypes import PrototypesObjective
+from dinov2_zoo.objectives.step_loss import StepLoss
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Lesson:
     """The student's into this teacher's space, and the average's."""
 
 
-class Distillation(nn.Module):
+class Distillation(StepLoss):
     """Maps a batch to loss terms. Children: `student`, `ema`, `teacher` (each a `Branch`), `objective`.
 
     Args:
@@ -52,7 +53,6 @@ class Distillation(nn.Module):
         self.student = student
         self.ema = copy.deepcopy(student).requires_grad_(False)
         self.teacher = teacher.requires_grad_(False)
-        self.objective: FeaturesObjective | PrototypesObjective
         if config.kind == "features":
             if student.projector is None:
                 raise ConfigError("Distillation by features needs a student with a projector: give its Branch one.")
@@ -69,15 +69,6 @@ class Distillation(nn.Module):
         self.teacher.eval()
         self.ema.eval()
         return self
-
-    def forward(self, batch: Batch, taught: Sequence[BranchOutput] | None = None) -> dict[str, Tensor]:
-        """Scalar terms, each a mean over this process's images; "loss" is the one to minimise.
-
-        Args:
-            batch: Crops.
-            taught: From `teach`, of this module or another with the same teacher; None: asks the teacher now.
-        """
-        return self.compare([batch], [self.look(batch)], [self.teach(batch) if taught is None else taught])
 
     def look(self, batch: Batch) -> list[BranchOutput]:
         """The student's outputs, of all crops."""
@@ -104,22 +95,11 @@ class Distillation(nn.Module):
         student: Sequence[Sequence[BranchOutput]],
         taught: Sequence[Sequence[BranchOutput]],
     ) -> dict[str, Tensor]:
-        """As `forward`, of one batch or of a step's micro-batches as if they were one.
-
-        Args:
-            batches: The micro-batches.
-            student: From `look`, one for each.
-            taught: From `teach`, one for each.
-        """
+        """As `StepLoss.compare`."""
         outputs = joined(student), joined(taught)
         if isinstance(self.objective, FeaturesObjective):
             return self.objective(*outputs, seeds_of(batches))
         return self.objective(*outputs, teacher_temperature=self.config.prototypes.teacher_temperature)
-
-    @property
-    def couples_images(self) -> bool:
-        """Whether the loss looks at all images of a step together."""
-        return self.objective.couples_images
 
     def lessons(self) -> list[Lesson]:
         """Of kind "features": one, or one for each of several teachers, the main one's first."""

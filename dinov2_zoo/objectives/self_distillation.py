@@ -7,7 +7,7 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dinov2_zoo.config import PrototypesConfig, SelfDistillationConfig
 from dinov2_zoo.data.batch import Batch
@@ -19,9 +19,10 @@ from dinov2_zoo.models.tokens import BranchOutput, joined
 from dinov2_zoo.models.vision_transformer import VisionTransformer
 from dinov2_zoo.objectives.health import health
 from dinov2_zoo.objectives.prototypes import PrototypesObjective
+from dinov2_zoo.objectives.step_loss import StepLoss
 
 
-class SelfDistillation(nn.Module):
+class SelfDistillation(StepLoss):
     """Maps a batch to loss terms. Children: `student` and `ema`, its average and teacher (`Branch`), and `objective`.
 
     Args:
@@ -29,9 +30,6 @@ class SelfDistillation(nn.Module):
         losses: Weights and temperatures of the three losses.
         config: Temperature warm-up, stochastic depth.
     """
-
-    couples_images = True
-    """Sinkhorn-Knopp or the centre, and KoLeo, look at all images of a step."""
 
     def __init__(self, student: Branch, losses: PrototypesConfig, config: SelfDistillationConfig) -> None:
         super().__init__()
@@ -58,17 +56,6 @@ class SelfDistillation(nn.Module):
         done = min(1.0, step / warmup) if warmup else 1.0
         return self.config.first_temperature + (last - self.config.first_temperature) * done
 
-    def forward(self, batch: Batch, taught: Sequence[BranchOutput] | None = None) -> dict[str, Tensor]:
-        """Scalar terms, each a mean over this process's images; "loss" is the one to minimise, "health/..." are not.
-
-        Health is measured on batches of logged steps only.
-
-        Args:
-            batch: Crops with masks.
-            taught: From `teach`; None: asks the average now.
-        """
-        return self.compare([batch], [self.look(batch)], [self.teach(batch) if taught is None else taught])
-
     def look(self, batch: Batch) -> list[BranchOutput]:
         """The student's outputs."""
         assert batch.positions is not None, "the loader draws masks when it is given their settings"
@@ -88,13 +75,7 @@ class SelfDistillation(nn.Module):
         student: Sequence[Sequence[BranchOutput]],
         taught: Sequence[Sequence[BranchOutput]],
     ) -> dict[str, Tensor]:
-        """As `forward`, of one batch or of a step's micro-batches as if they were one.
-
-        Args:
-            batches: The micro-batches.
-            student: From `look`, one for each.
-            taught: From `teach`, one for each.
-        """
+        """As `StepLoss.compare`; health is measured on batches of logged steps only."""
         temperature, teacher = self.teacher_temperature(batches[0].step), joined(taught)
         weights = torch.cat([batch.weights for batch in batches if batch.weights is not None]) / len(batches)
         terms = self.objective(joined(student), teacher, teacher_temperature=temperature, patch_weights=weights)

@@ -111,25 +111,10 @@ class SeveralTeachers(Distillation):
         lessons = self.lessons()
         return {number: lessons[number].teacher(crops) for number in self.asked(batch.step)}
 
-    def forward(self, batch: Batch, taught: Taught | None = None) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Scalar terms, each a mean over this process's images: of each teacher asked, and "loss", their weighted mean.
-
-        Args:
-            batch: Crops.
-            taught: From `teach`, of this module or another with the same teachers; None: asks them now.
-        """
-        return self.compare([batch], [self.look(batch)], [self.teach(batch) if taught is None else taught])
-
     def compare(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, batches: Sequence[Batch], student: Sequence[Sequence[BranchOutput]], taught: Sequence[Taught]
     ) -> dict[str, Tensor]:
-        """As `forward`, of one batch or of a step's micro-batches as if they were one; all asked the same teachers.
-
-        Args:
-            batches: The micro-batches.
-            student: From `look`, one for each.
-            taught: From `teach`, one for each.
-        """
+        """As `StepLoss.compare`: terms of each teacher asked, and "loss", their weighted mean."""
         outputs, seeds = joined(student), seeds_of(batches)
         lessons = self.lessons()
         found = {

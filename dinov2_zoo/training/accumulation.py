@@ -13,7 +13,7 @@ It is exact: the chain rule, cut at the student's outputs. It costs one more for
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol, TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -21,35 +21,12 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from dinov2_zoo.data.batch import Batch
 from dinov2_zoo.models.tokens import BranchOutput, HeadOutput
+from dinov2_zoo.objectives.step_loss import StepLoss
 
 
-class Coupling(Protocol):
-    """A module whose loss couples the images of a step; as the objectives are."""
-
-    @property
-    def student(self) -> nn.Module:
-        """What learns."""
-        ...
-
-    @property
-    def couples_images(self) -> bool:
-        """Whether it does."""
-        ...
-
-    def look(self, batch: Batch, /) -> Sequence[BranchOutput]:
-        """What the loss reads of the student, for a micro-batch."""
-        ...
-
-    def compare(
-        self, batches: Sequence[Batch], student: Sequence[Sequence[BranchOutput]], taught: Sequence[Any], /
-    ) -> dict[str, Tensor]:
-        """Loss terms of some micro-batches as if they were one."""
-        ...
-
-
-def couples_images(module: nn.Module) -> TypeGuard[Coupling]:
+def couples_images(module: nn.Module) -> TypeGuard[StepLoss]:
     """Whether accumulated micro-batches need a `CachedStep` to give what one large batch gives."""
-    return bool(getattr(module, "couples_images", False))
+    return isinstance(module, StepLoss) and module.couples_images
 
 
 class CachedStep:
@@ -60,7 +37,7 @@ class CachedStep:
         autocast: Precision of the student's passes.
     """
 
-    def __init__(self, module: Coupling, autocast: Callable[[], AbstractContextManager[object]]) -> None:
+    def __init__(self, module: StepLoss, autocast: Callable[[], AbstractContextManager[object]]) -> None:
         self._module = module
         self._autocast = autocast
         self._batches: list[Batch] = []

@@ -11,13 +11,12 @@ biases of minus the tokens' own log-sums, times exp of the prototype's log-sum. 
 a teacher's token attends once, however many of the student's views it is matched with.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from dinov2_zoo.objectives.kernels.attend import Tile, attend
+from dinov2_zoo.objectives.known_gradients import Computed, with_known_gradients
 from dinov2_zoo.objectives.targets import Targets
 
 
@@ -44,9 +43,32 @@ def fused_cross_entropy(
         tile: How the work is cut.
         dtype: What goes into products: fp32 (as TF32) or bf16. Sums are fp32.
     """
-    how = (temperature, weights, tile, dtype)
-    loss: Tensor = _Fused.apply(views, prototypes, targets, pairs, *how)  # pyright: ignore[reportAssignmentType]
-    return loss
+    images = views.shape[1]
+    weight = (views.new_ones(images) if weights is None else weights)[:, None]
+    mass = pairs.sum(1)[:, None, None]
+    goals, their_prototypes, bias, theirs = targets.bottleneck, targets.prototypes, targets.bias, targets.temperature
+
+    def mean_over(queries: Tensor, keys: Tensor, bias: Tensor, values: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        q, k, v = (x.to(dtype) for x in (queries, keys, values))
+        log_sums, means = attend(q, k, bias, v, temperature=t, tile=tile)
+        assert means is not None
+        return log_sums, means
+
+    def compute(views: Tensor, prototypes: Tensor) -> Computed:
+        z = views.flatten(0, 1)
+        own_sums, own_mean = mean_over(z, prototypes, torch.zeros_like(bias), prototypes, temperature)
+        goal_sums, goal_mean = mean_over(goals, their_prototypes, bias, prototypes, theirs)
+        wanted = _mixed(pairs, goal_mean.unflatten(0, (-1, images)))
+        entropies = mass * own_sums.view(-1, images, 1) - (views * wanted).sum(2, keepdim=True) / temperature
+        d_views = (mass * own_mean.view_as(views) - wanted) * (weight / temperature)
+
+        pull, push = (mass * weight * views).flatten(0, 1), _mixed(pairs.T, weight * views).flatten(0, 1)
+        log_mass, at_tokens = mean_over(prototypes, z, -own_sums, pull, temperature)
+        log_share, at_goals = mean_over(their_prototypes, goals, -goal_sums, push, theirs)
+        d_prototypes = log_mass.exp()[:, None] * at_tokens - (log_share + bias).exp()[:, None] * at_goals
+        return (entropies * weight).sum(), d_views, d_prototypes.div_(temperature)
+
+    return with_known_gradients(compute, views, prototypes)
 
 
 @torch.no_grad()
@@ -68,55 +90,6 @@ def fused_column_log_sums(
     if log_u is not None:
         log_v = -attend(z, w, log_u, None, temperature=temperature, tile=tile)[0]
     return attend(w, z, log_v, None, temperature=temperature, tile=tile)[0]
-
-
-class _Fused(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        views: Tensor,
-        prototypes: Tensor,
-        targets: Targets,
-        pairs: Tensor,
-        temperature: float,
-        weights: Tensor | None,
-        tile: Tile,
-        dtype: torch.dtype,
-    ) -> Tensor:
-        def mean_over(queries: Tensor, keys: Tensor, bias: Tensor, values: Tensor, t: float) -> tuple[Tensor, Tensor]:
-            q, k, v = (x.to(dtype) for x in (queries, keys, values))
-            log_sums, means = attend(q, k, bias, v, temperature=t, tile=tile)
-            assert means is not None
-            return log_sums, means
-
-        goals, their_prototypes, bias, theirs = (
-            targets.bottleneck,
-            targets.prototypes,
-            targets.bias,
-            targets.temperature,
-        )
-        z = views.flatten(0, 1)
-        images = views.shape[1]
-        weight = (views.new_ones(images) if weights is None else weights)[:, None]
-        mass = pairs.sum(1)[:, None, None]
-
-        own_sums, own_mean = mean_over(z, prototypes, torch.zeros_like(bias), prototypes, temperature)
-        goal_sums, goal_mean = mean_over(goals, their_prototypes, bias, prototypes, theirs)
-        wanted = _mixed(pairs, goal_mean.unflatten(0, (-1, images)))
-        entropies = mass * own_sums.view(-1, images, 1) - (views * wanted).sum(2, keepdim=True) / temperature
-        d_views = (mass * own_mean.view_as(views) - wanted) * (weight / temperature)
-
-        pull, push = (mass * weight * views).flatten(0, 1), _mixed(pairs.T, weight * views).flatten(0, 1)
-        log_mass, at_tokens = mean_over(prototypes, z, -own_sums, pull, temperature)
-        log_share, at_goals = mean_over(their_prototypes, goals, -goal_sums, push, theirs)
-        d_prototypes = log_mass.exp()[:, None] * at_tokens - (log_share + bias).exp()[:, None] * at_goals
-        ctx.save_for_backward(d_views, d_prototypes.div_(temperature))
-        return (entropies * weight).sum()
-
-    @staticmethod
-    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, ...]:
-        d_views, d_prototypes = ctx.saved_tensors
-        return d_views * grad[0], d_prototypes * grad[0], None, None, None, None, None, None
 
 
 def _mixed(pairs: Float[Tensor, "to from_"], views: Float[Tensor, "from_ B d"]) -> Float[Tensor, "to B d"]:
