@@ -92,12 +92,12 @@ def test_a_start_from_the_teacher_loads_it_and_lets_it_go(made, tmp_path, loads,
         train(runtime, lanes, *rest, **more)
 
     monkeypatch.setattr(session, "train", look)
-    run = distil(made, tmp_path, "fitted", "--init=selected")
+    run = distil(made, tmp_path, "fitted", "--init=selected", "--evaluation.fit_images=18")  # all that is stored
     assert loads == [str(made.teacher)] * 2  # to see that it fits, and for the weights
     assert isinstance(seen[0].teacher.backbone, StoredBackbone)
     assert not [m for m in seen[0].teacher.modules() if isinstance(m, Dinov2Model)]
     measured = json.loads((run / "measured.json").read_text())
-    assert measured["start"]["patch_cosine_centred"] > 0.85  # the teacher's own weights
+    assert measured["start"]["patch_cosine_centred"] > 0.9  # the teacher's own weights
 
 
 def test_an_interrupted_run_goes_on_bit_for_bit(made, tmp_path, monkeypatch):
