@@ -161,5 +161,5 @@ def cut_view(pixels: UInt8[Tensor, "3 H W"], view: View) -> UInt8[Tensor, "3 S S
 
 def apply_view(pixels: UInt8[Tensor, "3 H W"], view: View) -> UInt8[Tensor, "3 S S"]:
     """Cut a view out of an image and colour it. Resizing comes first: what follows works on the small crop."""
-    crop = cut_view(pixels, view)
-    return colour_one(crop, view.colours()) if view.colours() else crop
+    crop, colours = cut_view(pixels, view), view.colours()
+    return colour_one(crop, colours) if colours else crop

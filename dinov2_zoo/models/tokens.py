@@ -6,11 +6,13 @@ look into other dataclasses.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.export import register_dataclass
+from torch.utils._pytree import tree_leaves
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,11 @@ class BranchOutput:
 
 for kind in (Tokens, HeadOutput, BranchOutput):
     register_dataclass(kind)
+
+
+def tensors_in(values: Any) -> list[Tensor]:
+    """All tensors of an output, or of other nested values, always in the same order."""
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def joined(parts: Sequence[Sequence[BranchOutput]]) -> list[BranchOutput]:

@@ -15,10 +15,11 @@ from torch._C import _current_graph_task_id  # pyright: ignore[reportPrivateUsag
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
+from dinov2_zoo.models.tokens import tensors_in
 from dinov2_zoo.simulation.ledger import ACTIVATIONS, COPIES, GRADIENTS, TEMPORARY, Ledger
 
 aten = torch.ops.aten
@@ -123,7 +124,7 @@ class Watch(TorchDispatchMode):
 
     def _value(self, operation: Any, args: Any, kwargs: Any) -> Any:
         """What an operation gives in numbers, where all that it is given has some; else None."""
-        inputs = _tensors((args, kwargs))
+        inputs = tensors_in((args, kwargs))
         if not inputs or not all(t in self._told or not isinstance(t, FakeTensor) for t in inputs):
             for tensor in inputs:
                 if operation._schema.is_mutable:
@@ -148,19 +149,19 @@ class Watch(TorchDispatchMode):
             return unknown if value is None else value
         out = self._of_unknown_size(packet, args)
         out = func(*args, **kwargs) if out is None else out
-        inputs, outputs = _tensors((args, kwargs)), _tensors(out)
+        inputs, outputs = tensors_in((args, kwargs)), tensors_in(out)
         if value is not None:
-            for mine, number in zip(outputs, _tensors(value), strict=True):
+            for mine, number in zip(outputs, tensors_in(value), strict=True):
                 self._told[mine] = number
         cast = packet is aten._to_copy and self.ledger.kind_of(inputs[0]) in WEIGHTS
         self.ledger.add(outputs, COPIES if cast else TEMPORARY)
         if func.namespace == "fsdp":  # what an all-gather brought, laid out as weights
-            self.ledger.call(_tensors(kwargs.get("out", [])), COPIES)
+            self.ledger.call(tensors_in(kwargs.get("out", [])), COPIES)
         if func.namespace == "c10d":
             self._note_collective(packet.__name__, args)
         elif not func.is_view and func.namespace != "prim" and packet not in FREE:
             flops = FLOPS[packet](*args, **kwargs, out_val=out) if packet in FLOPS else 0
-            written = outputs or (_tensors(args[0]) if func._schema.is_mutable else [])  # some return nothing
+            written = outputs or (tensors_in(args[0]) if func._schema.is_mutable else [])  # some return nothing
             read = [t for t in inputs if packet not in OVERWRITING or t is not args[0]]
             traffic = sum(t.nbytes for t in [*read, *written])
             self.works.append(Work(self.phase, flops, traffic, _precision(outputs or inputs)))
@@ -180,12 +181,8 @@ class Watch(TorchDispatchMode):
         ranks = dist.get_process_group_ranks(group)
         # FSDP uses these two and, among the copies of hybrid sharding, reductions in smaller groups; the losses do not.
         of_fsdp = name in ("_allgather_base_", "_reduce_scatter_base_") or len(ranks) < dist.get_world_size()
-        size = max(sum(t.nbytes for t in _tensors(arg)) for arg in args)
+        size = max(sum(t.nbytes for t in tensors_in(arg)) for arg in args)
         self.collectives.append(Collective(self.phase, NAMES.get(name, name.strip("_")), size, tuple(ranks), of_fsdp))
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def _precision(tensors: Sequence[Tensor]) -> Precision:

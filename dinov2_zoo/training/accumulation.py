@@ -17,10 +17,10 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch.utils._pytree import tree_map, tree_map_only
 
 from dinov2_zoo.data.batch import Batch
-from dinov2_zoo.models.tokens import BranchOutput, HeadOutput
+from dinov2_zoo.models.tokens import BranchOutput, HeadOutput, tensors_in
 from dinov2_zoo.objectives.step_loss import StepLoss
 
 
@@ -70,12 +70,12 @@ class CachedStep:
         terms = self._module.compare(self._batches, self._seen, self._taught)
         terms["loss"].backward()
         terms = {name: term.detach() for name, term in terms.items()}
-        gradients = [[leaf.grad for leaf in _tensors(seen)] for seen in self._seen]
+        gradients = [[leaf.grad for leaf in tensors_in(seen)] for seen in self._seen]
         self._seen, self._taught = [], []  # room for the passes with a graph
         for number, (batch, kept) in enumerate(zip(self._batches, gradients, strict=True), 1):
             before_each(number == len(self))
             with self._passing(batch):
-                outputs = _tensors(self._module.look(batch))
+                outputs = tensors_in(self._module.look(batch))
             # A leaf without a gradient is none of the loss; an output without a graph comes from a frozen backbone.
             reached = [(o, g) for o, g in zip(outputs, kept, strict=True) if g is not None and o.requires_grad]
             torch.autograd.backward([o for o, _ in reached], [g for _, g in reached])
@@ -97,11 +97,6 @@ def _unmoved(student: nn.Module) -> Generator[None, None, None]:
     yield
     for buffer, value in before:
         buffer.copy_(value)
-
-
-def _tensors(outputs: Sequence[BranchOutput]) -> list[Tensor]:
-    """All tensors of some outputs, in the same order for each micro-batch."""
-    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
 def _without_prototypes(outputs: Any) -> Any:

@@ -8,13 +8,13 @@ together: it is what a worker took for a batch over the number of workers.
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dinov2_zoo.data.batch import Batch
+from dinov2_zoo.models.tokens import tensors_in
 
 SKIP, STEPS = 3, 5
 """Steps before, in which kernels are chosen and memory is fetched; and steps that are measured (chosen here)."""
@@ -92,7 +92,7 @@ class Bottleneck:
 
     def _watch(self, module: nn.Module) -> Iterator[Any]:
         """Mark the borders of teacher and student; all between them is the loss."""
-        frozen = hasattr(module, "teach")
+        frozen = hasattr(module, "teacher")
         for name, child in module.named_children():
             if name != "student" and not name.startswith("teacher" if frozen else "ema"):
                 continue
@@ -103,24 +103,9 @@ class Bottleneck:
     def _passed(self, part: str, output: Any) -> None:
         self.mark(part)
         # Backward, the loss ends where the last gradient reaches the network; the rest, up to the next mark, is its.
-        for tensor in _tensors(output):
+        for tensor in tensors_in(output):
             if tensor.requires_grad:
                 tensor.register_hook(lambda _: self.mark("loss"))
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors in an output, whatever it is made of."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _tensors(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _tensors(part)
-    elif is_dataclass(value):
-        for field in fields(value):
-            yield from _tensors(getattr(value, field.name))
 
 
 def in_words(seconds: Mapping[str, float], workers: int) -> str:

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 
 import pytest
+import tiny
 import torch
 from torch import nn
 
@@ -17,6 +18,9 @@ CPU = torch.device("cpu")
 @dataclass
 class Output:
     tokens: list[torch.Tensor]
+
+
+torch.export.register_dataclass(Output)
 
 
 class Slow(nn.Module):
@@ -53,8 +57,6 @@ class Module(nn.Module):
         self.clock, self.loss = clock, loss
         self.student = Slow(clock, student)
         setattr(self, "teacher" if frozen else "ema", Slow(clock, teacher, grad=False))
-        if frozen:
-            self.teach = lambda x: self.teacher(x)
 
     def forward(self, x):
         known = self.teacher(x) if hasattr(self, "teacher") else self.ema(x)
@@ -147,6 +149,21 @@ def test_a_gpu_is_waited_for_while_it_is_measured_and_not_before_or_after(monkey
         watch.end([Made(0.1)])
         counts.append(len(waits))
     assert counts == [0] * SKIP + [3 * (step + 1) for step in range(STEPS)] + [3 * STEPS] * 3
+
+
+def test_pretraining_is_told_of_its_average_and_distillation_of_its_teacher():
+    for module, batch, part in (
+        (tiny.self_distillation(), tiny.masked_batch(), "average"),
+        (tiny.features(), tiny.batch(), "teacher"),
+    ):
+        told = []
+        watch = Bottleneck([module], CPU, workers=0, say=told.append)
+        for _ in range(SKIP + STEPS):
+            watch.begin()
+            watch.mark("data")
+            module(batch)["loss"].backward()
+            watch.end([batch])
+        assert len(told) == 1 and f"({part} " in told[0] and ", student " in told[0]
 
 
 def test_a_sentence_needs_no_teacher():
