@@ -87,9 +87,8 @@ def simulate(config: PretrainConfig | DistillConfig, processes: Processes) -> St
         ConfigError: The batch does not divide, or the run has what is not planned (`shapes_of`).
     """
     config, shape = shapes_of(settled(config, processes))
-    ledger = Ledger()
-    chosen = config.masks.share * sum(config.masks.ratios) / 2 if isinstance(config, PretrainConfig) else 1.0
-    watch, mode = Watch(ledger, chosen), FakeTensorMode(allow_non_fake_inputs=True)
+    ledger, mode = Ledger(), FakeTensorMode(allow_non_fake_inputs=True)
+    watch = Watch(ledger)
     with process_group(processes), warnings.catch_warnings():
         # torch looks whether a tensor is there at all, and FSDP remarks on every branch that its output is a view.
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor|FSDP2-wrapped module")

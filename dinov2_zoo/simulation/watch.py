@@ -78,13 +78,11 @@ class Watch(TorchDispatchMode):
 
     Args:
         ledger: Of memory.
-        chosen: Share of a mask that is true, where its positions are asked for.
     """
 
-    def __init__(self, ledger: Ledger, chosen: float = 1.0) -> None:
+    def __init__(self, ledger: Ledger) -> None:
         super().__init__()
         self.ledger = ledger
-        self.chosen = chosen
         self.works: list[Work] = []
         self.collectives: list[Collective] = []
         self.phase = "start"
@@ -147,8 +145,7 @@ class Watch(TorchDispatchMode):
         if packet is aten._local_scalar_dense:  # the host reads a number
             unknown = False if args[0].dtype == torch.bool else 0
             return unknown if value is None else value
-        out = self._of_unknown_size(packet, args)
-        out = func(*args, **kwargs) if out is None else out
+        out = func(*args, **kwargs)
         inputs, outputs = tensors_in((args, kwargs)), tensors_in(out)
         if value is not None:
             for mine, number in zip(outputs, tensors_in(value), strict=True):
@@ -166,14 +163,6 @@ class Watch(TorchDispatchMode):
             traffic = sum(t.nbytes for t in [*read, *written])
             self.works.append(Work(self.phase, flops, traffic, _precision(outputs or inputs)))
         return out
-
-    def _of_unknown_size(self, packet: Any, args: Any) -> Any:
-        """Results whose size depends on numbers: as large as they are expected to be."""
-        if packet is aten.nonzero:
-            return args[0].new_empty((round(args[0].numel() * self.chosen), args[0].ndim), dtype=torch.int64)
-        if packet in (aten._unique2, aten._unique):
-            return args[0].new_empty(args[0].numel()), *(args[0].new_empty(0, dtype=torch.int64) for _ in range(2))
-        return None
 
     def _note_collective(self, name: str, args: Sequence[Any]) -> None:
         groups = [a for a in args if isinstance(a, torch.ScriptObject)]

@@ -31,7 +31,7 @@ def record_bad_step(
         runtime: Where the run is.
         state: Before the update; its count of bad steps is raised.
         terms: Loss terms of each micro-batch, or of all together.
-        batches: The micro-batches, on the CPU.
+        batches: The micro-batches.
         run_dir: The run folder; None writes nothing.
 
     Returns:

@@ -78,7 +78,7 @@ class Lane:
 
         Args:
             runtime: Where the run is.
-            batches: The step's micro-batches, on the CPU.
+            batches: The step's micro-batches.
             stop: Whether this process is to stop.
 
         Returns:
